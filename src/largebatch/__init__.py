@@ -1,0 +1,1 @@
+"""largebatch: large-batch optimization for PyTorch."""
