@@ -1,1 +1,1 @@
-"""."""
+"""Text: documents from any source, WordPiece, and the prepared corpus on disk."""

@@ -1,0 +1,93 @@
+"""Words of a command line: typed options from dataclasses by tyro, its boxed errors rewritten to one line."""
+
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from largebatch.errors import InputError
+
+T = TypeVar("T")
+
+_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+
+def parse(
+    wanted: type[T] | Callable[..., T], arguments: Sequence[str], verb: str, *, description: str, default: Any = None
+) -> T:
+    """Read all arguments as the fields of a dataclass.
+
+    Raises:
+        InputError: in one sentence, for an unknown field, a missing or an ill-typed value.
+        SystemExit: with 0 after printing the help that was asked for.
+    """
+    with _one_line_errors(verb):
+        return tyro.cli(
+            wanted,
+            prog=f"largebatch {verb}",
+            args=list(arguments),
+            description=description,
+            config=_STYLE,
+            **({} if default is None else {"default": default}),
+        )
+
+
+def parse_known(wanted: type[T] | Callable[..., T], arguments: Sequence[str], verb: str) -> tuple[T, list[str]]:
+    """Read the arguments that belong to ``wanted`` and return the rest; a request for help is part of the rest."""
+    with _one_line_errors(verb):
+        return tyro.cli(
+            wanted,
+            prog=f"largebatch {verb}",
+            args=list(arguments),
+            return_unknown_args=True,
+            add_help=False,
+            config=_STYLE,
+        )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ", did you mean ...?" where a known word is near, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+class _one_line_errors(contextlib.AbstractContextManager[None]):
+    """Catches tyro's exit with 2 and raises its message as one sentence."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._caught = io.StringIO()
+        self._redirect = contextlib.redirect_stderr(self._caught)
+
+    def __enter__(self) -> None:
+        self._redirect.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._redirect.__exit__(kind, error, trace)
+        if isinstance(error, SystemExit) and error.code == 2:
+            raise InputError(
+                f"{one_line(self._caught.getvalue())} (largebatch {self._verb} --help lists what is allowed)"
+            ) from error
+
+
+def one_line(boxed: str) -> str:
+    """Return the message of a boxed error without the box: its first section and the first suggestion, if any."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    inner = [line.strip("│ ").strip() for line in plain.splitlines() if line.startswith("│")]
+    sections: list[list[str]] = [[]]
+    for line in inner:
+        if line and set(line) <= {"─"}:
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    message = " ".join(sections[0]) if inner else " ".join(plain.split())
+    for section in sections[1:]:
+        if section and section[0].startswith("Perhaps you meant") and len(section) > 1:
+            message += f", perhaps you meant {section[1]}"
+        if section and section[0].startswith("Argument helptext") and len(section) > 1:
+            message += f", allowed is {section[1]}"
+    return message

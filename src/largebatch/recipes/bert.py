@@ -1,0 +1,152 @@
+"""BERT pre-trained from scratch with LAMB, in two stages: short sequences, then long ones."""
+
+from dataclasses import replace
+
+from largebatch.bert.pretraining import BertPretraining
+from largebatch.errors import InputError
+from largebatch.plans import BertModel, Plan, bert_mixed_plan, bert_plan, nvidia_bert_plan
+from largebatch.recipes.optimizers import Lamb
+from largebatch.scaling import scale_lr
+from largebatch.schedules import Schedule
+from largebatch.train.run import Run, Stage
+
+PretrainingRun = Run[BertPretraining, Lamb]
+
+_MAX_PREDICTIONS = {128: 20, 512: 80}
+"""Masked positions at most in a sequence, by its length: 15 % of it and a little more, as BERT's scripts have it."""
+
+_BASE = BertPretraining(
+    corpus="corpora/books-and-wikipedia",
+    hidden_size=768,
+    layers=12,
+    attention_heads=12,
+    intermediate_size=3072,
+    max_position_embeddings=512,
+)
+_LARGE = replace(_BASE, hidden_size=1024, layers=24, attention_heads=16, intermediate_size=4096)
+
+
+def _stages(plan: Plan) -> tuple[Stage, ...]:
+    stages = []
+    for stage in plan.stages:
+        assert stage.sequence_length is not None
+        length = stage.sequence_length.value
+        stages.append(
+            Stage(
+                name=stage.name,
+                global_batch_samples=stage.global_batch_samples.value,
+                steps=stage.steps.value,
+                peak_lr=stage.peak_lr.value,
+                schedule=stage.schedule.value,
+                task_options={"sequence_length": length, "max_predictions": _MAX_PREDICTIONS[length]},
+            )
+        )
+    return tuple(stages)
+
+
+def _pretraining(task: BertPretraining, plan: Plan) -> PretrainingRun:
+    return Run(
+        task=task,
+        stages=_stages(plan),
+        optimizer=Lamb(),
+        precision="bf16",
+        evaluate_every_steps=500,
+        checkpoint_every_steps=250,
+    )
+
+
+def _bert(model: BertModel, batch: int) -> PretrainingRun:
+    try:
+        plan = bert_plan(batch, model)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return _pretraining(_LARGE if model == "bert-large" else _BASE, plan)
+
+
+def bert_demo(batch: int = 256) -> PretrainingRun:
+    """BERT of 2 layers and 128 units on the docstrings at hand, in minutes on two CPU cores.
+
+    Source: the paper's two stages in miniature. Stage 1: length 64 at ``batch``; stage 2: length 128 at half of it,
+    warmed up again from zero. The rate follows the square-root rule from batch 256.
+    """
+    base_batch, base_lr = 256, 0.01
+    steps = 700
+    if batch < 2:
+        raise InputError(f"batch is {batch}, allowed is 2 or more")
+    peak = scale_lr(base_lr, base_batch, batch)
+    return Run(
+        task=BertPretraining(
+            corpus="corpora/pydocs",
+            hidden_size=128,
+            layers=2,
+            attention_heads=2,
+            intermediate_size=512,
+            max_position_embeddings=128,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        stages=(
+            Stage(
+                name="length-64",
+                global_batch_samples=batch,
+                steps=steps,
+                peak_lr=peak,
+                schedule=Schedule(warmup_steps=steps // 10),
+                task_options={"sequence_length": 64, "max_predictions": 10},
+            ),
+            Stage(
+                name="length-128",
+                global_batch_samples=batch // 2,
+                steps=steps // 9,
+                peak_lr=scale_lr(peak, 2, 1),
+                schedule=Schedule(warmup_steps=steps // 90),
+                task_options={"sequence_length": 128, "max_predictions": 20},
+            ),
+        ),
+        optimizer=Lamb(),
+        evaluate_every_steps=100,
+        checkpoint_every_steps=100,
+        layers_every_steps=10,
+    )
+
+
+def bert_base(batch: int = 32_768) -> PretrainingRun:
+    """BERT-base with LAMB at one batch, the same 512M samples at each; rates published for BERT-Large.
+
+    Status: not yet run.
+    """
+    return _bert("bert-base", batch)
+
+
+def bert_base_mixed() -> PretrainingRun:
+    """BERT-base at batch 65,536 for short and 32,768 for long sequences; rates published for BERT-Large.
+
+    Status: not yet run.
+    """
+    return _pretraining(_BASE, bert_mixed_plan("bert-base"))
+
+
+def bert_large(batch: int = 32_768) -> PretrainingRun:
+    """BERT-Large with LAMB at one batch from 512 to 32,768, as in the paper's table.
+
+    Source: arXiv 1904.00962, table of BERT results, rows 512 to 32K. Expected after SQuAD fine-tuning: v1.1 dev F1
+    91.752 at 512, 91.475 at 32K; 101.2 minutes on 1,024 TPUv3 chips at 32K. Status: not yet run.
+    """
+    return _bert("bert-large", batch)
+
+
+def bert_large_mixed() -> PretrainingRun:
+    """BERT-Large at batch 65,536 for short and 32,768 for long sequences, the second stage warmed up again from zero.
+
+    Source: arXiv 1904.00962, mixed-batch row: 8,599 steps, SQuAD v1.1 dev F1 90.584, 76.19 minutes on 1,024 TPUv3
+    chips; rates and warm-up are NVIDIA's. Status: not yet run.
+    """
+    return _pretraining(_LARGE, bert_mixed_plan())
+
+
+def bert_large_nvidia() -> PretrainingRun:
+    """BERT-Large with NVIDIA's two-stage settings, decay of power 0.5 and its jump after the warm-up included.
+
+    Source: NVIDIA's BERT pre-training scripts. Status: not yet run.
+    """
+    return _pretraining(_LARGE, nvidia_bert_plan())

@@ -1,0 +1,96 @@
+"""Recipes by name, and the way from a command line to a run."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+from largebatch.command_line import nearest, parse, parse_known
+from largebatch.errors import InputError
+from largebatch.train.run import Run
+from largebatch.train.run_record import Origin
+
+Recipe = Callable[..., Run[Any, Any]]
+
+RECIPES: dict[str, str] = {
+    "bert-demo": "largebatch.recipes.bert:bert_demo",
+    "bert-base": "largebatch.recipes.bert:bert_base",
+    "bert-base-mixed": "largebatch.recipes.bert:bert_base_mixed",
+    "bert-large": "largebatch.recipes.bert:bert_large",
+    "bert-large-mixed": "largebatch.recipes.bert:bert_large_mixed",
+    "bert-large-nvidia": "largebatch.recipes.bert:bert_large_nvidia",
+}
+
+
+def find_recipe(name: str) -> tuple[Recipe, str]:
+    """Return a recipe and its dotted name, from a name of the catalogue, ``module:function`` or ``FILE.py:function``.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    dotted = RECIPES.get(name, name)
+    if ":" not in dotted:
+        raise InputError(
+            f"there is no recipe {name!r}{nearest(name, RECIPES)}: allowed are {', '.join(RECIPES)}, "
+            "or module:function of your own"
+        )
+    module_name, _, function_name = dotted.rpartition(":")
+    try:
+        module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        own_fault = isinstance(error, ModuleNotFoundError) and not module_name.startswith(error.name or "?")
+        if own_fault:
+            raise
+        raise InputError(f"there is no recipe {name!r}: {module_name} cannot be found") from error
+    recipe: Any = getattr(module, function_name, None)
+    if not callable(recipe):
+        raise InputError(f"there is no recipe {name!r}: {module_name} has no function {function_name}")
+    return recipe, dotted
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Import a file under a name made from its path, so that worker processes and pickles can find it again."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    sys.path.insert(0, str(path.resolve().parent))
+    return importlib.import_module(path.stem)
+
+
+def build_run(name: str, arguments: Sequence[str]) -> tuple[Run[Any, Any], Origin]:
+    """Call a recipe with its own options and apply the overrides of the run's scalars.
+
+    Raises:
+        InputError: for an unknown recipe or field, an ill-typed value, or one that the run refuses.
+    """
+    recipe, dotted = find_recipe(name)
+    verb = f"train {name}"
+    try:
+        default, rest = parse_known(recipe, arguments, verb)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if not isinstance(default, Run):
+        raise InputError(f"{name} returned {type(default).__name__}, a recipe returns a Run")
+    kinds: Any = Run[type(default.task), type(default.optimizer)]  # type: ignore[misc]
+    run = parse(kinds, rest, verb, description=_description(recipe), default=default)
+    recipe_name = name if name in RECIPES else dotted.rpartition(":")[2].replace("_", "-")
+    return run, Origin(recipe=dotted, recipe_name=recipe_name, overrides=tuple(arguments))
+
+
+def _description(recipe: Recipe) -> str:
+    """Return a recipe's promise and its own options, which stand before the run's in the help."""
+    lines = [inspect.cleandoc(recipe.__doc__ or "")]
+    for parameter in inspect.signature(recipe).parameters.values():
+        kind = parameter.annotation
+        shown = kind.__name__ if isinstance(kind, type) else "|".join(str(item) for item in get_args(kind)) or str(kind)
+        lines.append(f"--{parameter.name.replace('_', '-')} {shown.upper()} (default: {parameter.default})")
+    return "\n".join(lines)
+
+
+def promise(name: str) -> str:
+    """Return the first line of a recipe's docstring."""
+    recipe, _ = find_recipe(name)
+    return inspect.cleandoc(recipe.__doc__ or "").partition("\n")[0]

@@ -1,0 +1,37 @@
+"""Optimizers as choices of a run: frozen options that the command line can override, and that build for a model."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from largebatch.optim import LAMB, layer_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lamb:
+    """LAMB over two kinds of parameters: matrices decay and adapt, biases and norm layers do neither."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the first and second moment; a stage may have its own."""
+    eps: float = 1e-6
+    """Added to the root of the second moment, outside the root."""
+    weight_decay: float = 0.01
+    """Decay inside the direction and inside its norm."""
+    bias_correction: bool = True
+    """Correct the moments for their start at zero, as versions 4 and 5 of the paper do."""
+    max_grad_norm: float | None = 1.0
+    """Clip the global l2 norm of the gradient to this; None switches it off."""
+    foreach: bool | None = None
+    """Update many tensors in one operation; None takes what is faster."""
+
+    def build(self, model: nn.Module) -> LAMB:
+        """Return LAMB over the model's parameters, by name; the loop sets the learning rate before each step."""
+        return LAMB(
+            layer_groups(model, weight_decay=self.weight_decay),
+            lr=0.0,
+            betas=self.betas,
+            eps=self.eps,
+            bias_correction=self.bias_correction,
+            max_grad_norm=self.max_grad_norm,
+            foreach=self.foreach,
+        )

@@ -1,0 +1,97 @@
+"""One process or many: the ranks that share a run, and the few numbers that they exchange.
+
+torchrun starts the processes; PyTorch's DistributedDataParallel averages their gradients.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from largebatch.errors import InputError
+
+
+class SaidByFirstRank(InputError):
+    """The first rank refused something and prints the reason; the others only leave, with the same exit code."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's rank among all of them, and its device."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """True on the one rank that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise sums over all ranks, in float64; exact for counts below 2^53."""
+        if self.ranks == 1:
+            return [float(value) for value in values]
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.ranks > 1:
+            dist.barrier()
+
+    def first_rank_does(self, action: Callable[[], None]) -> None:
+        """Run an action on the first rank; all ranks go on together, or all raise if it failed."""
+        failure: Exception | None = None
+        if self.first:
+            try:
+                action()
+            except Exception as error:
+                failure = error
+        if self.sum([0.0 if failure is None else 1.0])[0] > 0:
+            raise failure or SaidByFirstRank("the first rank stopped this run and says why")
+
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """Return a module whose backward pass averages the gradients over the ranks."""
+        if self.ranks == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids)
+
+
+def no_exchange(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which a backward pass only accumulates, without averaging over the ranks."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+@contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Join the ranks that torchrun started, or be alone, and leave them at the end.
+
+    Args:
+        device: "auto", "cpu" or "cuda"; auto takes a GPU where there is one.
+
+    Raises:
+        InputError: if "cuda" was asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but PyTorch sees no GPU here: allowed is auto or cpu")
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(where)
+    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+        yield World(0, 1, where)
+        return
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), where)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,390 @@
+"""The training loop: stages of optimizer steps over global batches, each an exact mean over its targets.
+
+For each step, on every rank:
+
+    exchange   N_k = sum over ranks of the target counts of all microbatches; has any rank been asked to stop?
+    for each microbatch:
+        seed the generators from (seed, stage, step, first position)
+        back-propagate  ranks * sum_k w_k S_k / N_k            (averaged over ranks after the last one)
+    exchange   S_k, for the log
+    if the loss and the norm of the gradient are finite:  lr <- the schedule's,  optimizer step
+    otherwise: skip; the step keeps its data and its place in the schedule, the optimizer does not count it
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from largebatch import counter_random
+from largebatch.train import checkpoint
+from largebatch.train.checkpoint import Progress
+from largebatch.train.data_order import DataOrder
+from largebatch.train.distributed import World, no_exchange
+from largebatch.train.ledger import Ledger
+from largebatch.train.microbatch import Memory, activation_budget, largest_microbatch, measure
+from largebatch.train.observers import Observer
+from largebatch.train.run import Run, Stage
+from largebatch.train.run_record import Origin, claim_folder, write_run_record
+from largebatch.train.step_data import LoadedMicrobatch, StepDataset, read, steps_from
+from largebatch.train.stop import StopWish, listen
+from largebatch.train.task import Batch, Task, TaskDataset
+
+_DROPOUT = 2  # the stream number of the seeds drawn here
+EVALUATION_SAMPLES = 64
+"""Samples in one pass of an evaluation; fixed, so that the figures do not depend on the microbatch."""
+
+
+class LayerwiseOptimizer(Protocol):
+    """What the loop asks of an optimizer beyond ``torch.optim.Optimizer``."""
+
+    def init_state(self) -> None: ...
+
+    def grad_norm(self) -> Tensor: ...
+
+    def trust_ratios(self) -> Mapping[str, Tensor]: ...
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient was not finite for several steps in a row."""
+
+
+class Outcome(Enum):
+    """How a training process ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+
+
+class Training:
+    """One process's part of a run: model, optimizer, progress, and the methods that advance them."""
+
+    def __init__(
+        self, run: Run[Any, Any], folder: Path, world: World, observers: Sequence[Observer], origin: Origin
+    ) -> None:
+        self.run, self.folder, self.world, self.origin = run, folder, world, origin
+        self.observers = list(observers) if world.first else []
+        self.task: Task = run.task
+        self.task.check(run.stages)
+        torch.use_deterministic_algorithms(run.deterministic)
+        self.model = self.task.build_model(run.seed).to(world.device)
+        self.optimizer: Any = run.optimizer.build(self.model)
+        self._own_betas = [group.get("betas") for group in self.optimizer.param_groups]
+        self.autocast = torch.autocast(world.device.type, torch.bfloat16, enabled=run.precision == "bf16")
+        if run.compile:
+            self.model.compile()
+        self.replica = self.model
+        self._primed = False
+        self.progress = Progress()
+        self.ledger: Ledger | None = None
+        self._evaluation: dict[int, list[LoadedMicrobatch]] = {}
+
+    def train(self, resume: bool) -> Outcome:
+        """Run from the beginning or the newest checkpoint to the end, or to a wish to stop."""
+        self.world.first_rank_does(lambda: claim_folder(self.folder, self.run, resume))
+        with listen() as wish:
+            self._open(resume)
+            try:
+                outcome = self._all_stages(wish)
+            finally:
+                for observer in self.observers:
+                    observer.finish()
+                if self.ledger is not None:
+                    self.ledger.close()
+        if outcome is Outcome.DONE:
+            self.world.first_rank_does(lambda: self.task.export(self.model, self.folder / "model"))
+        return outcome
+
+    # The beginning.
+
+    def _open(self, resume: bool) -> None:
+        self.optimizer.init_state()
+        ledger_bytes = 0
+        if resume:
+            found = checkpoint.load_newest(self.folder, self.model, self.optimizer, self._say)
+            if found is not None:
+                self.progress, ledger_bytes = found
+        self.replica = self.world.replicate(self.model)
+        session = {"from_step": self.progress.step}
+
+        def open_files() -> None:
+            parameters = sum(p.numel() for p in self.model.parameters())
+            write_run_record(self.folder, self.run, self.origin, parameters, session, self.world)
+            self.ledger = Ledger(self.folder / "metrics.jsonl", keep_bytes=ledger_bytes)
+
+        self.world.first_rank_does(open_files)
+        for observer in self.observers:
+            observer.start(self.progress.step, self.run.steps)
+        if resume:
+            self._say(f"resuming after step {self.progress.step} of {self.run.steps}")
+
+    # Stages.
+
+    def _all_stages(self, wish: StopWish) -> Outcome:
+        begins = 0
+        for number, stage in enumerate(self.run.stages):
+            ends = begins + stage.steps
+            if self.progress.step < ends and self._stage(number, stage, begins, wish) is Outcome.STOPPED:
+                return Outcome.STOPPED
+            begins = ends
+        return Outcome.DONE
+
+    def _stage(self, number: int, stage: Stage, begins: int, wish: StopWish) -> Outcome:
+        self._enter(number, stage)
+        dataset, order = self.stage_data(number, stage)
+        microbatch = self.microbatch(stage, dataset, order)[0]
+        batches = StepDataset(self.task, dataset, order, microbatch, self.world.rank, self.world.ranks)
+        first = self.progress.step - begins
+        source = steps_from(batches, first, stage.steps, self.run.workers)
+        for step in range(first, stage.steps):
+            began = time.perf_counter()
+            microbatches = next(source)
+            self._prime(microbatches[0])
+            if not self._step(number, stage, step, microbatches, began, wish):
+                self._checkpoint()
+                self._say(f"stopped after step {self.progress.step}, a checkpoint was written")
+                return Outcome.STOPPED
+            last = step + 1 == stage.steps
+            if last or (self.run.evaluate_every_steps and self.progress.step % self.run.evaluate_every_steps == 0):
+                self._evaluate(number, stage)
+            if last or self.progress.step % self.run.checkpoint_every_steps == 0:
+                self._checkpoint()
+        return Outcome.DONE
+
+    def _enter(self, number: int, stage: Stage) -> None:
+        for group, own in zip(self.optimizer.param_groups, self._own_betas, strict=True):
+            if own is not None:
+                group["betas"] = stage.betas or own
+        if self.progress.prepared_stage >= number:
+            return
+        if stage.reset_moments:
+            self.optimizer.state.clear()
+            self.optimizer.init_state()
+        moments = "new" if number == 0 else "reset" if stage.reset_moments else "kept"
+        self._record("stage", step=self.progress.step, stage=stage.name, moments=moments)
+        self.progress = replace(self.progress, prepared_stage=number)
+
+    def stage_data(self, number: int, stage: Stage) -> tuple[TaskDataset, DataOrder]:
+        """Return the training data of a stage and the order in which it is read."""
+        dataset = self.task.dataset(stage, self.run.seed)
+        order = DataOrder(
+            seed=self.run.seed,
+            stage=number,
+            dataset_samples=len(dataset),
+            global_batch_samples=stage.global_batch_samples,
+        )
+        return dataset, order
+
+    def microbatch(self, stage: Stage, dataset: TaskDataset, order: DataOrder) -> tuple[int, Memory]:
+        """Return the samples of a microbatch in a stage, and the memory that it takes."""
+        pair = [self._moved(self.task.collate(read(dataset, order.first_samples(0, n)))) for n in (1, 2)]
+        memory = measure(self.task, self.model, pair[0], pair[1], self.autocast)
+        limit = -(-stage.global_batch_samples // self.world.ranks)
+        if self.run.microbatch != "auto":
+            return min(self.run.microbatch, limit), memory
+        return largest_microbatch(memory, activation_budget(self.world.device), limit), memory
+
+    # One step.
+
+    def _step(
+        self,
+        number: int,
+        stage: Stage,
+        step: int,
+        microbatches: Sequence[LoadedMicrobatch],
+        began: float,
+        wish: StopWish,
+    ) -> bool:
+        """Take one step and return True, or return False, having done nothing, if any rank wishes to stop."""
+        weights = self.task.weights
+        counted = [micro.batch for micro in microbatches if micro.counted]
+        here = [self.task.counts(batch) for batch in counted]
+        told = self.world.sum(
+            [float(wish.wished), float(sum(self.task.tokens(batch) for batch in counted))]
+            + [float(sum(counts[term] for counts in here)) for term in weights]
+        )
+        if told[0] > 0:
+            return False
+        targets = dict(zip(weights, told[2:], strict=True))
+        local = self._accumulate(number, step, microbatches, targets)
+        sums = dict(zip(weights, self.world.sum(local), strict=True))
+        losses = {term: sums[term] / targets[term] if targets[term] else 0.0 for term in weights}
+        loss = sum(weights[term] * losses[term] for term in weights)
+        grad_norm = float(self.optimizer.grad_norm())
+        lr = stage.lr(step)
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        done = self.progress
+        self.progress = replace(
+            done,
+            step=done.step + 1,
+            samples=done.samples + stage.global_batch_samples,
+            tokens=done.tokens + int(told[1]),
+            skipped=done.skipped + (not finite),
+            skipped_in_a_row=0 if finite else done.skipped_in_a_row + 1,
+        )
+        seconds = time.perf_counter() - began
+        self._record(
+            "train",
+            step=self.progress.step,
+            stage=stage.name,
+            samples=self.progress.samples,
+            tokens=self.progress.tokens,
+            loss=loss,
+            losses=losses,
+            lr=lr,
+            grad_norm=grad_norm,
+            seconds=seconds,
+            samples_per_second=stage.global_batch_samples / seconds,
+            skipped=int(not finite),
+        )
+        if not finite:
+            self._skipped(stage, losses)
+        elif self.progress.step % self.run.layers_every_steps == 0:
+            self._record("layers", step=self.progress.step, ratios=self._ratios())
+        self.optimizer.zero_grad(set_to_none=True)
+        return True
+
+    def _accumulate(
+        self, number: int, step: int, microbatches: Sequence[LoadedMicrobatch], targets: Mapping[str, float]
+    ) -> list[float]:
+        """Back-propagate all microbatches of this rank and return its sums S_k."""
+        weights = self.task.weights
+        scales = {term: self.world.ranks * weights[term] / targets[term] if targets[term] else 0.0 for term in weights}
+        totals = torch.zeros(len(weights), dtype=torch.float64, device=self.world.device)
+        self.model.train()
+        for position, micro in enumerate(microbatches):
+            self._seed(number, step, micro.first_position)
+            last = position + 1 == len(microbatches)
+            with nullcontext() if last else no_exchange(self.replica):
+                with self.autocast:
+                    sums = self.task.loss(self.replica, self._moved(micro.batch))
+                terms = [sums[term] * (scales[term] if micro.counted else 0.0) for term in weights]
+                torch.stack(terms).sum().backward()
+            if micro.counted:
+                totals += torch.stack([sums[term].detach().double() for term in weights])
+        return totals.tolist()
+
+    def _seed(self, stage: int, step: int, first_position: int) -> None:
+        torch.manual_seed(counter_random.key(self.run.seed, _DROPOUT, stage, step, first_position) >> 1)
+
+    def _prime(self, micro: LoadedMicrobatch) -> None:
+        """Let DDP settle its buckets in two discarded passes.
+
+        It orders them by the first backward pass that it sees; gloo then sums in another order than before, and a
+        resumed run would differ in the last bits from one that never stopped.
+        """
+        if self._primed or self.replica is self.model:
+            return
+        self._primed = True
+        kept = [buffer.clone() for buffer in self.model.buffers()]
+        for _ in range(2):
+            with self.autocast:
+                sums = self.task.loss(self.replica, self._moved(micro.batch))
+            torch.stack(list(sums.values())).sum().backward()
+            self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.model.buffers(), kept, strict=True):
+            buffer.copy_(value)
+
+    def _skipped(self, stage: Stage, losses: Mapping[str, float]) -> None:
+        tensor = self._first_bad_tensor(losses)
+        in_a_row = self.progress.skipped_in_a_row
+        self._record("skip", step=self.progress.step, stage=stage.name, tensor=tensor, in_a_row=in_a_row)
+        if in_a_row >= self.run.stop_after_skipped_steps:
+            raise Diverged(
+                f"stopped at step {self.progress.step}: {in_a_row} steps in a row were not finite, first {tensor}; "
+                "the last checkpoint is from before them, a lower learning rate or a longer warm-up may help"
+            )
+
+    def _first_bad_tensor(self, losses: Mapping[str, float]) -> str:
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                return f"parameter {name}"
+        for term, value in losses.items():
+            if not math.isfinite(value):
+                return f"loss {term}"
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                return f"gradient of {name}"
+        return "norm of all gradients"
+
+    def _ratios(self) -> dict[str, float]:
+        adapted = {
+            name
+            for group in self.optimizer.param_groups
+            if group.get("adapt", True)
+            for name in group.get("param_names", ())
+        }
+        ratios = {name: ratio for name, ratio in self.optimizer.trust_ratios().items() if name in adapted}
+        if not ratios:
+            return {}
+        means = torch.stack([ratio.double().mean() for ratio in ratios.values()]).tolist()
+        return dict(zip(ratios, means, strict=True))
+
+    # Around the steps.
+
+    @torch.no_grad()
+    def _evaluate(self, number: int, stage: Stage) -> None:
+        self.model.eval()
+        sums: dict[str, Tensor] = {}
+        for micro in self._held_out(number, stage):
+            with self.autocast:
+                found = self.task.evaluate(self.model, self._moved(micro.batch))
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + value.double() * float(micro.counted)
+        names = sorted(sums)
+        totals = self.world.sum(torch.stack([sums[name] for name in names]).tolist())
+        loss, metrics = self.task.summarise(dict(zip(names, totals, strict=True)))
+        self._record(
+            "eval",
+            step=self.progress.step,
+            stage=stage.name,
+            samples=self.progress.samples,
+            loss=loss,
+            metrics=dict(metrics),
+        )
+
+    def _held_out(self, number: int, stage: Stage) -> list[LoadedMicrobatch]:
+        """Return this rank's part of the held-out data, read once for each stage."""
+        if number not in self._evaluation:
+            dataset = self.task.evaluation_dataset(stage, self.run.seed)
+            samples = [(0, index) for index in range(len(dataset))]
+            firsts = range(self.world.rank * EVALUATION_SAMPLES, len(samples), self.world.ranks * EVALUATION_SAMPLES)
+            parts = [(first, samples[first : first + EVALUATION_SAMPLES], True) for first in firsts]
+            self._evaluation = {
+                number: [
+                    LoadedMicrobatch(first, self.task.collate(read(dataset, part)), counted)
+                    for first, part, counted in parts or [(0, samples[:1], False)]
+                ]
+            }
+        return self._evaluation[number]
+
+    def _checkpoint(self) -> None:
+        length = self.ledger.sync() if self.ledger is not None else 0
+        checkpoint.save(
+            self.folder, self.model, self.optimizer, self.progress, length, self.run.keep_checkpoints, self.world
+        )
+
+    def _moved(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _record(self, kind: str, **fields: Any) -> None:
+        if self.ledger is None:
+            return
+        self.ledger.write(kind, **fields)
+        for observer in self.observers:
+            observer.record(kind, fields)
+
+    def _say(self, sentence: str) -> None:
+        for observer in self.observers:
+            observer.say(sentence)

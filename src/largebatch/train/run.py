@@ -1,0 +1,162 @@
+"""A run, whole: frozen dataclasses that say what is trained, in which stages, with which optimizer and seed.
+
+A recipe is a function that returns a ``Run``. The command line can override every scalar of it; the list of stages
+changes in recipes only.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
+
+import torch
+import tyro
+from torch import nn
+
+from largebatch.errors import InputError
+from largebatch.schedules import Schedule
+
+TaskT = TypeVar("TaskT")
+OptimizerT = TypeVar("OptimizerT")
+
+CHANGEABLE_AT_RESUME = ("microbatch", "workers", "device")
+"""Fields of a run that do not change what is computed, only where and in which portions."""
+
+
+class OptimizerChoice(Protocol):
+    """A frozen dataclass of an optimizer's options that can build it for a model."""
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimizer over the model's parameters, in groups that carry names."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of training with one global batch, one schedule and one set of task options.
+
+    Attributes:
+        name: what the log calls it.
+        global_batch_samples: samples in each optimizer step, over all ranks.
+        steps: optimizer steps.
+        peak_lr: the learning rate that the schedule's factor multiplies.
+        schedule: step in the stage -> factor.
+        betas: (beta1, beta2) in this stage; None leaves the optimizer's own.
+        task_options: what the task needs to know of the stage, such as the sequence length.
+        reset_moments: True forgets the optimizer's state when the stage begins; False carries it over.
+    """
+
+    name: str
+    global_batch_samples: int
+    steps: int
+    peak_lr: float
+    schedule: Schedule
+    betas: tuple[float, float] | None = None
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    reset_moments: bool = False
+
+    def __post_init__(self) -> None:
+        if self.global_batch_samples < 1:
+            raise InputError(
+                f"stage {self.name!r}: global_batch_samples is {self.global_batch_samples}, allowed is 1 or more"
+            )
+        if self.steps < 1:
+            raise InputError(f"stage {self.name!r}: steps is {self.steps}, allowed is 1 or more")
+        if not 0 <= self.peak_lr < float("inf"):
+            raise InputError(f"stage {self.name!r}: peak_lr is {self.peak_lr}, allowed is a finite number from 0 up")
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a step of this stage, counted from 0."""
+        return self.peak_lr * self.schedule.factor(step, self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Generic[TaskT, OptimizerT]):
+    """Everything that decides what a training run computes."""
+
+    task: TaskT
+    stages: Annotated[tuple[Stage, ...], tyro.conf.Suppress]
+    optimizer: OptimizerT
+    seed: int = 0
+    """Seed of the initial weights, the order of data, masks and dropout."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; bf16 is autocast, the weights and moments stay float32."""
+    microbatch: int | Literal["auto"] = "auto"
+    """Samples in one forward and backward pass; auto takes what the memory budget of the device holds."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU where there is one."""
+    workers: int = 0
+    """Processes that prepare batches ahead of time; 0 prepares them in the training process."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    deterministic: bool = False
+    """Use deterministic algorithms only; on a GPU, resuming to the bit needs it."""
+    evaluate_every_steps: int = 0
+    """Optimizer steps between evaluations; 0 evaluates at the end of each stage only."""
+    checkpoint_every_steps: int = 500
+    """Optimizer steps between checkpoints; one is also written at the end of each stage."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    layers_every_steps: int = 10
+    """Optimizer steps between records of every layer's trust ratio."""
+    stop_after_skipped_steps: int = 5
+    """Stop after this many steps in a row whose loss or gradient was not finite."""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise InputError("a run needs at least one stage, none was given")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise InputError(f"the stages are named {names}, allowed are names that differ")
+        if self.microbatch != "auto" and self.microbatch < 1:
+            raise InputError(f"microbatch is {self.microbatch}, allowed is auto, or 1 sample or more")
+        for name, least in (
+            ("seed", 0),
+            ("workers", 0),
+            ("evaluate_every_steps", 0),
+            ("checkpoint_every_steps", 1),
+            ("keep_checkpoints", 1),
+            ("layers_every_steps", 1),
+            ("stop_after_skipped_steps", 1),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}, allowed is {least} or more")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps over all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the run as plain data, the form that run.json holds."""
+        assert dataclasses.is_dataclass(self)
+        return _plain(dataclasses.asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    """Return what a round trip through JSON would make of the value, so that a run compares equal to its record."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def changed_fields(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Name the fields, dotted, in which two runs differ and which may not change at a resume."""
+    found: list[str] = []
+
+    def compare(path: str, old: Any, new: Any) -> None:
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            for name in sorted(set(old) | set(new)):
+                compare(f"{path}.{name}" if path else name, old.get(name), new.get(name))
+        elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            for number, (left, right) in enumerate(zip(old, new, strict=True)):
+                compare(f"{path}.{number}", left, right)
+        elif old != new and path not in CHANGEABLE_AT_RESUME:
+            found.append(f"{path} (recorded {old!r}, given {new!r})")
+
+    compare("", recorded, wanted)
+    return found

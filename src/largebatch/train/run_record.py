@@ -1,0 +1,155 @@
+"""run.json: what is trained and by which command, versions and machine; it makes a folder the folder of one run."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from largebatch.errors import InputError
+from largebatch.train.distributed import World
+from largebatch.train.run import Run, changed_fields
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a run came from: the recipe and what was overridden."""
+
+    recipe: str
+    """Dotted name, module:function."""
+    recipe_name: str
+    """What the user typed."""
+    overrides: tuple[str, ...] = ()
+    """The words of the command line that changed the recipe."""
+
+
+def claim_folder(folder: Path, run: Run[Any, Any], resume: bool) -> None:
+    """Check that the run may write to the folder, before anything is built.
+
+    Raises:
+        InputError: if the folder holds something else, another run, or nothing to resume.
+    """
+    path = folder / "run.json"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, a folder that is new or empty is needed for --out")
+    if not path.exists():
+        if resume:
+            raise InputError(f"{folder} holds no run to resume, leave out --resume to begin one there")
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} holds other files, --out takes a folder that is new or empty")
+        return
+    recorded = read_run_record(folder)
+    if not resume:
+        raise InputError(
+            f"{folder} already holds a run of {recorded.get('recipe_name')}: "
+            "add --resume to go on with it, or name another folder with --out"
+        )
+    changed = changed_fields(recorded["run"], run.as_dict())
+    if changed:
+        raise InputError(
+            f"the run in {folder} cannot go on with another {changed[0]}: "
+            "only ranks, microbatch, workers and device may change at a resume"
+        )
+
+
+def read_run_record(folder: Path) -> dict[str, Any]:
+    """Return run.json.
+
+    Raises:
+        InputError: if it is damaged or of another format version.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged or missing") from error
+    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path} is no record of a run in format version {FORMAT_VERSION}")
+    return record
+
+
+def write_run_record(
+    folder: Path, run: Run[Any, Any], origin: Origin, parameters: int, session: Mapping[str, Any], world: World
+) -> None:
+    """Write run.json at the beginning of a run, or add a session to it at a resume."""
+    path = folder / "run.json"
+    session = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ranks": world.ranks,
+        "device": str(world.device.type),
+        "threads": torch.get_num_threads(),
+        **session,
+    }
+    if path.exists():
+        record = read_run_record(folder)
+        record["sessions"].append(session)
+    else:
+        record = {
+            "format_version": FORMAT_VERSION,
+            "recipe": origin.recipe,
+            "recipe_name": origin.recipe_name,
+            "overrides": list(origin.overrides),
+            "run": run.as_dict(),
+            "parameters": parameters,
+            "commit": _commit(),
+            "versions": versions(),
+            "cpu": cpu_model(),
+            "gpu": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
+            "sessions": [session],
+        }
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name("run.json.partial")
+    with aside.open("w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    found = {"python": platform.python_version()}
+    for name in ("largebatch", "torch", "numpy", "transformers", "tokenizers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def cpu_model() -> str:
+    """Return the processor's name as the operating system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Return the commit of the working copy that this package is imported from, or None for an installed package."""
+    here = Path(__file__).resolve().parent
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    inside_environment = "site-packages" in here.parts or str(here).startswith(sys.prefix)
+    return told.stdout.strip() if told.returncode == 0 and not inside_environment else None
