@@ -1,1 +1,9 @@
-"""largebatch: large-batch optimization for PyTorch."""
+"""largebatch: large-batch optimization for PyTorch.
+
+The names below need torch and NumPy only; everything else (``largebatch.train``, the command line) comes with the
+extra ``train``.
+"""
+
+from largebatch.optim import LAMB, layer_groups
+
+__all__ = ["LAMB", "layer_groups"]

@@ -4,17 +4,36 @@ Exit codes: 0 done; 1 a run that diverged; 2 the user's error, in one line; 75 s
 checkpoint was written, so that the same command with ``--resume`` goes on.
 """
 
-import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from largebatch.command_line import nearest, parse, parse_known
 from largebatch.errors import InputError
 
 STOPPED = 75
+USAGE = """\
+usage: largebatch VERB ...
+
+  prepare --source S --out FOLDER       text to token shards: documents, sentences, a vocabulary, a held-out part
+  train RECIPE [--out FOLDER] ...       run a recipe; --resume goes on, --dry-run only counts; many ranks by torchrun
+  scale MODEL [--batch N]               learning rate, warm-up and steps for a batch, with their sources
+  report FOLDER                         write the page of a run
+  recipes                               list the recipes
+
+largebatch VERB --help lists the options of a verb."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareTarget:
+    """Where a corpus goes."""
+
+    out: Path | None = None
+    """Folder of the corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +48,27 @@ class TrainOptions:
     """Print steps, tokens, rates, memory and expected time, and train nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Where the page goes."""
+
+    out: Path | None = None
+    """File of the page; report.html in the run's folder if left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOptions:
+    """Which batch."""
+
+    batch: str = "32768"
+    """Samples per optimizer step, such as 32768 or 32K; 64K/32K for BERT's mixed batch."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
-        print(_usage())
+        print(USAGE)
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
         from importlib.metadata import version
@@ -45,52 +80,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"there is no verb {words[0]!r}{nearest(words[0], VERBS)}: allowed are {', '.join(VERBS)}")
         return VERBS[words[0]](words[1:])
     except InputError as error:
-        from largebatch.train.distributed import SaidByFirstRank
-
-        if not isinstance(error, SaidByFirstRank):
+        if not error.said:
             print(f"largebatch: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("largebatch"):
+        if error.name is None or error.name.partition(".")[0] == "largebatch":
             raise
-        print(
-            f"largebatch: {error.name} is not installed, `pip install 'largebatch[train]'` brings it", file=sys.stderr
-        )
+        sentence = f"{error.name} is not installed, `pip install 'largebatch[train]'` brings what this verb needs"
+        print(f"largebatch: {sentence}", file=sys.stderr)
         return 2
 
 
-def nearest(word: str, known: Any) -> str:
-    """Return ", did you mean ...?" where a known word is near, else an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]}?" if close else ""
+def _subject(arguments: Sequence[str], verb: str, what: str) -> tuple[str, list[str]]:
+    """Split off the word that a verb begins with; a request for help without it shows the usage."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(f"{verb} needs {what}: largebatch {verb} {what.split()[-1].upper()} ...")
+    return arguments[0], list(arguments[1:])
 
 
 def _prepare(arguments: Sequence[str]) -> int:
-    from largebatch.recipes.preparation import prepare_verb
+    from largebatch.prepare_display import PrepareDisplay
+    from largebatch.text.options import PYDOCS, PrepareOptions
+    from largebatch.text.prepare import prepare
 
-    return prepare_verb(arguments)
+    place, rest = parse_known(PrepareTarget, [word for word in arguments if word not in ("-h", "--help")], "prepare")
+    rest += [word for word in arguments if word in ("-h", "--help")]
+    about = "Turn text into token shards. --out FOLDER is where they go; corpora/pydocs for the embedded text."
+    options = parse(PrepareOptions, rest, "prepare", description=about)
+    if place.out is None and options.source != PYDOCS:
+        raise InputError(f"--out is missing: where should the corpus of {options.source} go?")
+    out = place.out or Path("corpora") / PYDOCS
+    with PrepareDisplay() as display:
+        corpus = prepare(options, out, progress=display)
+    for name, part in (("training", corpus.train), ("held-out", corpus.held_out)):
+        print(f"{name}: {part.documents:,} documents, {part.sentences:,} sentences, {part.tokens:,} tokens")
+    print(f"vocabulary: {corpus.vocabulary_size:,}; corpus: {out}")
+    return 0
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from largebatch.command_line import parse_known
+    name, rest = _subject(arguments, "train", "the name of a recipe")
     from largebatch.recipes.catalogue import build_run
     from largebatch.train.distributed import join_world
     from largebatch.train.dry_run import describe
     from largebatch.train.loop import Diverged, Outcome, Training
     from largebatch.train.observers import Display, TensorBoard
 
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("train needs the name of a recipe: largebatch train RECIPE, `largebatch recipes` lists them")
-    name = arguments[0]
-    options, rest = parse_known(TrainOptions, arguments[1:], f"train {name}")
+    options, rest = parse_known(TrainOptions, rest, f"train {name}")
     run, origin = build_run(name, rest)
     folder = options.out or Path("runs") / origin.recipe_name
     with join_world(run.device) as world:
-        observers = [Display(), TensorBoard(folder / "tensorboard")]
-        training = Training(run, folder, world, observers, origin)
+        training = Training(run, folder, world, [Display(), TensorBoard(folder / "tensorboard")], origin)
         if options.dry_run:
             for line in describe(training):
-                print(line)
+                if world.first:
+                    print(line)
             return 0
         try:
             outcome = training.train(options.resume)
@@ -116,15 +163,60 @@ def _after_training(folder: Path, stopped: bool) -> None:
 def _report(arguments: Sequence[str]) -> int:
     from largebatch.report.run_page import write_report
 
-    raise NotImplementedError
+    folder, rest = _subject(arguments, "report", "a run's folder")
+    options = parse(ReportOptions, rest, "report FOLDER", description="Write the page of one run.")
+    print(f"report: {write_report(Path(folder), options.out)}")
+    return 0
 
 
 def _scale(arguments: Sequence[str]) -> int:
-    raise NotImplementedError
+    from largebatch import plans
+    from largebatch.plan_text import plan_lines
+
+    models = ("bert-large", "bert-base", "bert-large-nvidia", "resnet50")
+    model, rest = _subject(arguments, "scale", f"{', '.join(models[:-1])} or {models[-1]} as model")
+    options = parse(ScaleOptions, rest, f"scale {model}", description="Print rate, warm-up and steps.")
+    if model not in models:
+        raise InputError(
+            f"there are no settings for {model!r}{nearest(model, models)}: allowed are {', '.join(models)}"
+        )
+    if model == "bert-large-nvidia":
+        plan = plans.nvidia_bert_plan()
+    elif (batches := _batches(options.batch)) == [65_536, 32_768] and model != "resnet50":
+        plan = plans.bert_mixed_plan(cast(plans.BertModel, model))
+    elif len(batches) > 1:
+        raise InputError(f"--batch is {options.batch}, allowed is one number, or 64K/32K for BERT's mixed batch")
+    else:
+        try:
+            if model == "resnet50":
+                plan = plans.resnet50_plan(batches[0])
+            else:
+                plan = plans.bert_plan(batches[0], cast(plans.BertModel, model))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    for line in plan_lines(plan):
+        print(line)
+    return 0
+
+
+def _batches(text: str) -> list[int]:
+    """Read "32768", "32K" or "64K/32K"."""
+    found = re.fullmatch(r"(\d+)(K?)(?:/(\d+)(K?))?", text.strip().upper())
+    if found is None:
+        raise InputError(f"--batch is {text!r}, allowed is a number such as 32768 or 32K, or 64K/32K")
+    parts = [(found[1], found[2]), (found[3], found[4])]
+    return [int(digits) * (1024 if kilo else 1) for digits, kilo in parts if digits]
 
 
 def _recipes(arguments: Sequence[str]) -> int:
-    raise NotImplementedError
+    from largebatch.recipes.catalogue import RECIPES, promise
+
+    if arguments:
+        raise InputError(f"recipes takes nothing more, {arguments[0]!r} was given")
+    width = max(map(len, RECIPES))
+    for name in RECIPES:
+        print(f"{name.ljust(width)}  {promise(name)}")
+    return 0
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -134,7 +226,3 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "recipes": _recipes,
 }
-
-
-def _usage() -> str:
-    return "usage: largebatch " + " | ".join(VERBS)

@@ -7,13 +7,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-import tyro
-
 from largebatch.errors import InputError
 
 T = TypeVar("T")
 
-_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+def _style() -> tuple[Any, ...]:
+    import tyro
+
+    return (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def parse(
@@ -25,19 +27,23 @@ def parse(
         InputError: in one sentence, for an unknown field, a missing or an ill-typed value.
         SystemExit: with 0 after printing the help that was asked for.
     """
+    import tyro
+
     with _one_line_errors(verb):
         return tyro.cli(
             wanted,
             prog=f"largebatch {verb}",
             args=list(arguments),
             description=description,
-            config=_STYLE,
+            config=_style(),
             **({} if default is None else {"default": default}),
         )
 
 
 def parse_known(wanted: type[T] | Callable[..., T], arguments: Sequence[str], verb: str) -> tuple[T, list[str]]:
     """Read the arguments that belong to ``wanted`` and return the rest; a request for help is part of the rest."""
+    import tyro
+
     with _one_line_errors(verb):
         return tyro.cli(
             wanted,
@@ -45,7 +51,7 @@ def parse_known(wanted: type[T] | Callable[..., T], arguments: Sequence[str], ve
             args=list(arguments),
             return_unknown_args=True,
             add_help=False,
-            config=_STYLE,
+            config=_style(),
         )
 
 
@@ -75,16 +81,21 @@ class _one_line_errors(contextlib.AbstractContextManager[None]):
 
 
 def one_line(boxed: str) -> str:
-    """Return the message of a boxed error without the box: its first section and the first suggestion, if any."""
+    """Return the message of a boxed error without the box, with what tyro suggests or allows if it says so.
+
+    The box is drawn in lines where the terminal has them; elsewhere its title stands above a row of dashes.
+    """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    inner = [line.strip("│ ").strip() for line in plain.splitlines() if line.startswith("│")]
     sections: list[list[str]] = [[]]
-    for line in inner:
-        if line and set(line) <= {"─"}:
+    for line in plain.splitlines():
+        inner = line.strip("│ ")
+        if re.fullmatch(r"[─-]{5,}", inner):
             sections.append([])
-        else:
-            sections[-1].append(line)
-    message = " ".join(sections[0]) if inner else " ".join(plain.split())
+        elif inner and inner[0] not in "╭╰":
+            sections[-1].append(inner)
+    if "│" not in plain and len(sections) > 1:
+        del sections[0]
+    message = " ".join(sections[0])
     for section in sections[1:]:
         if section and section[0].startswith("Perhaps you meant") and len(section) > 1:
             message += f", perhaps you meant {section[1]}"

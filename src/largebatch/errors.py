@@ -7,3 +7,6 @@ class InputError(ValueError):
     The message is one sentence that says what was given and what is allowed. The command line prints it
     without a traceback and exits with 2; every other exception is a fault of ours and keeps its traceback.
     """
+
+    said = False
+    """True if another process prints the message, so that it is not repeated by each rank."""

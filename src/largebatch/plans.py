@@ -150,6 +150,7 @@ def bert_plan(batch: int, model: BertModel = "bert-large") -> Plan:
         )
     )
     notes = (
+        f"T = ceil(512,000,000 / {batch:,}) = {total:,} steps.",
         "One continuous schedule over T, with its 3,125 warm-up steps once, is our reading: the paper gives one "
         "warm-up ratio for each batch, and a second warm-up only for the mixed batch.",
         *_range_notes(BERT_ROWS, batch),

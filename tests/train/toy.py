@@ -1,5 +1,6 @@
 """A task of a few hundred weights with two terms and uneven counts: the engine's tests need nothing larger."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ class ToyTask:
     """Probability of dropout."""
     poison_epoch: int = -1
     """Epoch whose inputs are infinite; -1 for none."""
+    pause_seconds: float = 0.0
+    """Sleep in each training pass, so that a test can strike in the middle of a run."""
     log_samples: str = ""
     """File that receives the samples of every batch; empty for none."""
 
@@ -92,6 +95,7 @@ class ToyTask:
         return batch["x"].numel()
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        time.sleep(self.pause_seconds)
         if self.log_samples and model.training:
             with Path(self.log_samples).open("a") as file:
                 pairs = zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -74,10 +75,26 @@ def build_run(name: str, arguments: Sequence[str]) -> tuple[Run[Any, Any], Origi
         raise InputError(str(error)) from error
     if not isinstance(default, Run):
         raise InputError(f"{name} returned {type(default).__name__}, a recipe returns a Run")
+    start, rest = parse_known(_Start, rest, verb)
+    if start.init_from is not None:
+        default = replace(default, task=_starting_from(default.task, start.init_from, name))
     kinds: Any = Run[type(default.task), type(default.optimizer)]  # type: ignore[misc]
     run = parse(kinds, rest, verb, description=_description(recipe), default=default)
     recipe_name = name if name in RECIPES else dotted.rpartition(":")[2].replace("_", "-")
     return run, Origin(recipe=dotted, recipe_name=recipe_name, overrides=tuple(arguments))
+
+
+@dataclass(frozen=True)
+class _Start:
+    init_from: str | None = None
+
+
+def _starting_from(task: Any, folder: str, name: str) -> Any:
+    """Return the task with the weights and the sizes of a Hugging Face folder."""
+    take = getattr(task, "starting_from", None)
+    if take is None:
+        raise InputError(f"--init-from is {folder}, but the task of {name} cannot start from another model")
+    return take(folder)
 
 
 def _description(recipe: Recipe) -> str:

@@ -37,7 +37,7 @@ TOKEN_COUNTS = "train-token-counts.npy"
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 _ARRAYS = ("tokens", "sentences", "documents")
-# An open memory map holds a file descriptor: most systems allow a process 1,024, a corpus may have more files.
+# An open memory map holds a file descriptor: most systems allow a process 1,024, a corpus may need more.
 _OPEN_MAPS = 512
 
 
@@ -165,9 +165,7 @@ class PreparedCorpus:
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder / MANIFEST} lacks or misspells a field ({error})") from None
         if not agree:
-            raise InputError(
-                f"{folder / MANIFEST} counts other documents, sentences or tokens than its shards"
-            )
+            raise InputError(f"{folder / MANIFEST} counts other documents, sentences or tokens than its shards")
         return cls(folder, manifest, stores["train"], stores["held_out"])
 
     @property
@@ -264,9 +262,12 @@ def write_arrays(
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write one .npy file and sync it to disk."""
+    """Write one .npy file, with the bytes of `np.save`, and sync it to disk."""
+    array = np.ascontiguousarray(array)
     with open(path, "wb") as file:
-        np.save(file, array)
+        # np.save would do, but on a full disk it raises an OSError without the number that says so.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -286,11 +287,13 @@ def write_manifest(
     special_ids: SpecialIds,
     source: str = "",
     options: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Complete a folder of shards: write the token counts, then the manifest, and return it.
 
     Counts and checksums are taken from the files that lie in `folder`, hidden ones and folders left aside.
-    `options` is whatever else tells two corpora apart; it must hold JSON values only.
+    `options` is whatever else was asked for, `facts` are further fields that say what was found; both must
+    hold JSON values only.
     """
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     names = [name for name in files if not name.startswith(".") and name not in (MANIFEST, TOKEN_COUNTS)]
@@ -303,6 +306,7 @@ def write_manifest(
         "format_version": FORMAT_VERSION,
         "source": source,
         "options": dict(options or {}),
+        **dict(facts or {}),
         "vocabulary_size": vocabulary_size,
         "special_ids": dict(vars(special_ids)),
         "counts": {split: _counts(store) for split, store in stores.items()},
@@ -315,9 +319,7 @@ def write_manifest(
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a prepared corpus; raises InputError where there is none of this format."""
     if not folder.is_dir():
-        raise InputError(
-            f"no prepared corpus at {folder}: there is no such folder (`largebatch prepare` makes one)"
-        )
+        raise InputError(f"no prepared corpus at {folder}: there is no such folder (`largebatch prepare` makes one)")
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -342,9 +344,7 @@ def _shards(folder: Path, split: Split, names: Any) -> list[Shard]:
     """Open the shards of a split whose token files are among `names`, in ascending order."""
     prefix, suffix = f"{split}-", ".tokens.npy"
     numbers = sorted(
-        int(name[len(prefix) : -len(suffix)])
-        for name in names
-        if name.startswith(prefix) and name.endswith(suffix)
+        int(name[len(prefix) : -len(suffix)]) for name in names if name.startswith(prefix) and name.endswith(suffix)
     )
     return [Shard.open(folder, split, number) for number in numbers]
 

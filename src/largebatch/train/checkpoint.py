@@ -97,8 +97,8 @@ def _save(
             "ledger_bytes": ledger_bytes,
             "files": {path.name: _fingerprint(path) for path in sorted(aside.iterdir())},
         }
-        with (aside / "checkpoint.json").open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
+        with (aside / "checkpoint.json").open("wb") as file:
+            file.write(_sealed(record))
             file.flush()
             os.fsync(file.fileno())
         _check(aside)
@@ -165,14 +165,24 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
+def _sealed(record: dict[str, Any]) -> bytes:
+    """Return the record as JSON with its own SHA-256, so that a changed byte anywhere in it is noticed."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**record, "sha256": digest}, indent=1).encode() + b"\n"
+
+
 def _check(folder: Path) -> dict[str, Any]:
     """Return the record of a sound checkpoint, or raise an InputError that names the damaged file."""
     path = folder / "checkpoint.json"
     try:
-        record = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        record = json.loads(content)
+        del record["sha256"]
         version, files = record["format_version"], record["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged or missing") from error
+    if content != _sealed(record):
+        raise InputError(f"{path} is damaged")
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}, this release reads {FORMAT_VERSION}")
     for name, expected in files.items():

@@ -63,6 +63,14 @@ class Permutation:
         return (high << low_bits) | low
 
 
+def check_batch(global_batch_samples: int, ranks: int) -> None:
+    """Raise ``InputError`` if some rank would never have a sample."""
+    if global_batch_samples < ranks:
+        raise InputError(
+            f"the global batch of {global_batch_samples} samples is smaller than the {ranks} ranks that share it"
+        )
+
+
 @dataclass(frozen=True)
 class Microbatch:
     """The samples of one microbatch and the position in the stage of its first one."""
@@ -110,8 +118,7 @@ class DataOrder:
             InputError: if the batch has fewer samples than there are ranks.
         """
         batch = self.global_batch_samples
-        if batch < ranks:
-            raise InputError(f"the global batch of {batch} samples is smaller than the {ranks} ranks that share it")
+        check_batch(batch, ranks)
         size = min(microbatch, -(-batch // ranks))
         rounds = -(-batch // (size * ranks))
         firsts = np.minimum(np.arange(rank, rounds * ranks, ranks, dtype=np.int64) * size, batch)

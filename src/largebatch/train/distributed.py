@@ -19,6 +19,8 @@ from largebatch.errors import InputError
 class SaidByFirstRank(InputError):
     """The first rank refused something and prints the reason; the others only leave, with the same exit code."""
 
+    said = True
+
 
 @dataclass(frozen=True)
 class World:

@@ -8,7 +8,7 @@ import torch
 
 from largebatch.train.loop import Training
 from largebatch.train.run import Stage
-from largebatch.train.step_data import read
+from largebatch.train.step_data import moved, read
 
 _TIMED_MICROBATCHES = 2
 
@@ -53,14 +53,12 @@ def describe(training: Training) -> Iterator[str]:
 def _cost(training: Training, number: int, stage: Stage) -> StageCost:
     dataset, order = training.stage_data(number, stage)
     microbatch, memory = training.microbatch(stage, dataset, order)
-    samples = read(dataset, order.first_samples(0, microbatch))
-    batch = training.task.collate(samples)
-    moved = {name: tensor.to(training.world.device) for name, tensor in batch.items()}
+    batch = moved(training.task.collate(read(dataset, order.first_samples(0, microbatch))), training.world.device)
     times = []
     for _ in range(_TIMED_MICROBATCHES):
         began = time.perf_counter()
         with training.autocast:
-            sums = training.task.loss(training.model, moved)
+            sums = training.task.loss(training.model, batch)
         torch.stack(list(sums.values())).sum().backward()
         if training.world.device.type == "cuda":
             torch.cuda.synchronize()

@@ -11,6 +11,7 @@ For each step, on every rank:
     otherwise: skip; the step keeps its data and its place in the schedule, the optimizer does not count it
 """
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -26,20 +27,22 @@ from torch import Tensor
 from largebatch import counter_random
 from largebatch.train import checkpoint
 from largebatch.train.checkpoint import Progress
-from largebatch.train.data_order import DataOrder
+from largebatch.train.data_order import DataOrder, check_batch
 from largebatch.train.distributed import World, no_exchange
+from largebatch.train.held_out import HeldOut
 from largebatch.train.ledger import Ledger
 from largebatch.train.microbatch import Memory, activation_budget, largest_microbatch, measure
 from largebatch.train.observers import Observer
 from largebatch.train.run import Run, Stage
 from largebatch.train.run_record import Origin, claim_folder, write_run_record
-from largebatch.train.step_data import LoadedMicrobatch, StepDataset, read, steps_from
+from largebatch.train.step_data import LoadedMicrobatch, StepDataset, moved, read, steps_from
 from largebatch.train.stop import StopWish, listen
-from largebatch.train.task import Batch, Task, TaskDataset
+from largebatch.train.task import Task, TaskDataset
 
 _DROPOUT = 2  # the stream number of the seeds drawn here
-EVALUATION_SAMPLES = 64
-"""Samples in one pass of an evaluation; fixed, so that the figures do not depend on the microbatch."""
+
+STOPPED_FILE = "stopped.json"
+"""Lies in the run's folder from a stop that was asked for until the run goes on."""
 
 
 class LayerwiseOptimizer(Protocol):
@@ -72,7 +75,7 @@ class Training:
         self.run, self.folder, self.world, self.origin = run, folder, world, origin
         self.observers = list(observers) if world.first else []
         self.task: Task = run.task
-        self.task.check(run.stages)
+        world.first_rank_does(self._check)
         torch.use_deterministic_algorithms(run.deterministic)
         self.model = self.task.build_model(run.seed).to(world.device)
         self.optimizer: Any = run.optimizer.build(self.model)
@@ -84,7 +87,12 @@ class Training:
         self._primed = False
         self.progress = Progress()
         self.ledger: Ledger | None = None
-        self._evaluation: dict[int, list[LoadedMicrobatch]] = {}
+        self._held_out = HeldOut(self.task, run.seed, world, self.autocast)
+
+    def _check(self) -> None:
+        self.task.check(self.run.stages)
+        for stage in self.run.stages:
+            check_batch(stage.global_batch_samples, self.world.ranks)
 
     def train(self, resume: bool) -> Outcome:
         """Run from the beginning or the newest checkpoint to the end, or to a wish to stop."""
@@ -98,6 +106,8 @@ class Training:
                     observer.finish()
                 if self.ledger is not None:
                     self.ledger.close()
+        if outcome is Outcome.STOPPED and self.world.first:
+            (self.folder / STOPPED_FILE).write_text(json.dumps({"step": self.progress.step}) + "\n", encoding="utf-8")
         if outcome is Outcome.DONE:
             self.world.first_rank_does(lambda: self.task.export(self.model, self.folder / "model"))
         return outcome
@@ -117,6 +127,7 @@ class Training:
         def open_files() -> None:
             parameters = sum(p.numel() for p in self.model.parameters())
             write_run_record(self.folder, self.run, self.origin, parameters, session, self.world)
+            (self.folder / STOPPED_FILE).unlink(missing_ok=True)
             self.ledger = Ledger(self.folder / "metrics.jsonl", keep_bytes=ledger_bytes)
 
         self.world.first_rank_does(open_files)
@@ -184,7 +195,7 @@ class Training:
 
     def microbatch(self, stage: Stage, dataset: TaskDataset, order: DataOrder) -> tuple[int, Memory]:
         """Return the samples of a microbatch in a stage, and the memory that it takes."""
-        pair = [self._moved(self.task.collate(read(dataset, order.first_samples(0, n)))) for n in (1, 2)]
+        pair = [moved(self.task.collate(read(dataset, order.first_samples(0, n))), self.world.device) for n in (1, 2)]
         memory = measure(self.task, self.model, pair[0], pair[1], self.autocast)
         limit = -(-stage.global_batch_samples // self.world.ranks)
         if self.run.microbatch != "auto":
@@ -268,7 +279,7 @@ class Training:
             last = position + 1 == len(microbatches)
             with nullcontext() if last else no_exchange(self.replica):
                 with self.autocast:
-                    sums = self.task.loss(self.replica, self._moved(micro.batch))
+                    sums = self.task.loss(self.replica, moved(micro.batch, self.world.device))
                 terms = [sums[term] * (scales[term] if micro.counted else 0.0) for term in weights]
                 torch.stack(terms).sum().backward()
             if micro.counted:
@@ -290,7 +301,7 @@ class Training:
         kept = [buffer.clone() for buffer in self.model.buffers()]
         for _ in range(2):
             with self.autocast:
-                sums = self.task.loss(self.replica, self._moved(micro.batch))
+                sums = self.task.loss(self.replica, moved(micro.batch, self.world.device))
             torch.stack(list(sums.values())).sum().backward()
             self.optimizer.zero_grad(set_to_none=True)
         for buffer, value in zip(self.model.buffers(), kept, strict=True):
@@ -333,50 +344,22 @@ class Training:
 
     # Around the steps.
 
-    @torch.no_grad()
     def _evaluate(self, number: int, stage: Stage) -> None:
-        self.model.eval()
-        sums: dict[str, Tensor] = {}
-        for micro in self._held_out(number, stage):
-            with self.autocast:
-                found = self.task.evaluate(self.model, self._moved(micro.batch))
-            for name, value in found.items():
-                sums[name] = sums.get(name, 0.0) + value.double() * float(micro.counted)
-        names = sorted(sums)
-        totals = self.world.sum(torch.stack([sums[name] for name in names]).tolist())
-        loss, metrics = self.task.summarise(dict(zip(names, totals, strict=True)))
+        loss, metrics = self._held_out.evaluate(self.model, number, stage)
         self._record(
             "eval",
             step=self.progress.step,
             stage=stage.name,
             samples=self.progress.samples,
             loss=loss,
-            metrics=dict(metrics),
+            metrics=metrics,
         )
-
-    def _held_out(self, number: int, stage: Stage) -> list[LoadedMicrobatch]:
-        """Return this rank's part of the held-out data, read once for each stage."""
-        if number not in self._evaluation:
-            dataset = self.task.evaluation_dataset(stage, self.run.seed)
-            samples = [(0, index) for index in range(len(dataset))]
-            firsts = range(self.world.rank * EVALUATION_SAMPLES, len(samples), self.world.ranks * EVALUATION_SAMPLES)
-            parts = [(first, samples[first : first + EVALUATION_SAMPLES], True) for first in firsts]
-            self._evaluation = {
-                number: [
-                    LoadedMicrobatch(first, self.task.collate(read(dataset, part)), counted)
-                    for first, part, counted in parts or [(0, samples[:1], False)]
-                ]
-            }
-        return self._evaluation[number]
 
     def _checkpoint(self) -> None:
         length = self.ledger.sync() if self.ledger is not None else 0
         checkpoint.save(
             self.folder, self.model, self.optimizer, self.progress, length, self.run.keep_checkpoints, self.world
         )
-
-    def _moved(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _record(self, kind: str, **fields: Any) -> None:
         if self.ledger is None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from largebatch.train.data_order import DataOrder
@@ -27,6 +28,11 @@ def read(dataset: TaskDataset, samples: list[SampleId]) -> list[Any]:
     """Return samples, built together where the data set can do that."""
     together = getattr(dataset, "__getitems__", None)
     return together(samples) if together is not None else [dataset[sample] for sample in samples]
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on a device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 class StepDataset(Dataset[list[LoadedMicrobatch]]):

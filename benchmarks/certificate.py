@@ -1,0 +1,32 @@
+"""The birth certificate of a measurement: machine, versions, commit, date and command beside its numbers."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from largebatch.train.run_record import cpu_model, versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_result(name: str, numbers: dict[str, Any]) -> Path:
+    """Write ``results/NAME.json`` and return its path."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    result = {
+        **numbers,
+        "cpu": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "commit": commit.stdout.strip(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return path

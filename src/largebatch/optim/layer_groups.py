@@ -1,0 +1,178 @@
+"""Parameter groups from a model: who decays and who has a trust ratio, two separate decisions.
+
+The BERT recipe of arXiv 1904.00962 leaves biases and normalisation layers out of both; its ResNet-50 code leaves
+out batch normalisation only. What is left out is told by module type and by names.
+"""
+
+import fnmatch
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+Rule = str | type[nn.Module]
+
+
+@dataclass
+class _Entry:
+    """A parameter under all its names; tied weights have several."""
+
+    parameter: nn.Parameter
+    names: list[str] = field(default_factory=list)
+    owners: list[nn.Module] = field(default_factory=list)
+
+
+class LayerGroups(list[dict[str, Any]]):
+    """Parameter groups with the keys `params`, `param_names`, `weight_decay` and `adapt`.
+
+    ``str()`` is the table of who decays and who adapts; layers that differ only in their numbers share a line.
+    """
+
+    def __str__(self) -> str:
+        rows = [("parameters", "shape", "count", "elements", "weight_decay", "adapt")]
+        for group in self:
+            alike: dict[tuple[str, str], list[nn.Parameter]] = {}
+            for name, p in zip(group["param_names"], group["params"], strict=True):
+                shape = " x ".join(map(str, p.shape)) or "scalar"
+                shape += "" if p.requires_grad else " (frozen)"
+                alike.setdefault((re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name), shape), []).append(p)
+            for (name, shape), some in alike.items():
+                rows.append((name, shape, *_counts(some), *_decisions(group)))
+        for group in self:
+            rows.append(("in all", "", *_counts(group["params"]), *_decisions(group)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for row in rows:
+            cells = [
+                cell.rjust(width) if column in (2, 3, 4) else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+
+def _counts(parameters: Sequence[nn.Parameter]) -> tuple[str, str]:
+    return str(len(parameters)), f"{sum(p.numel() for p in parameters):,}"
+
+
+def _decisions(group: dict[str, Any]) -> tuple[str, str]:
+    return f"{group['weight_decay']:g}", "yes" if group["adapt"] else "no"
+
+
+def layer_groups(
+    model: nn.Module,
+    weight_decay: float = 0.01,
+    no_decay: Sequence[Rule] = ("bias", "norm"),
+    no_adapt: Sequence[Rule] = ("bias", "norm"),
+) -> LayerGroups:
+    """Return up to four parameter groups: decaying or not, adapted or not. Prints nothing; ``print`` the result.
+
+    A rule in `no_decay` or `no_adapt` is one of
+
+    - "bias": parameters whose own name has the word bias (``bias``, ``in_proj_bias``, ``bias_ih_l0``);
+    - "norm": parameters of a torch normalisation layer, or of any module whose class (or a base of it) has "norm"
+      in its name, if they are vectors: a matrix there is taken for a linear map that normalises its input;
+    - a module class: parameters that an instance owns directly, such as ``nn.Embedding``;
+    - any other string: a glob over whole dotted parts of the name. ``"embeddings"`` and ``"LayerNorm.weight"``
+      match wherever these parts stand, ``"head.*.weight"`` only below a part ``head``.
+
+    Tied weights appear once, under their first name, and are left out if any of their names is. Frozen parameters
+    are included: they take no step and cost nothing until they have a gradient, so that thawing needs no new
+    groups and the numbers in a state dict do not depend on what was frozen.
+
+    Args:
+        model: any module.
+        weight_decay: of the groups that decay; those left out have 0.
+        no_decay: rules for what does not decay.
+        no_adapt: rules for what has ratio 1.
+
+    Returns:
+        A list of groups for `LAMB` or, but for the key `adapt`, any torch optimizer; empty groups are left away.
+
+    Raises:
+        ValueError: the model has no parameters, the decay is not a number at least 0, or a rule is neither a
+            string nor a module class, or is a pattern or class that matches nothing.
+
+    Example:
+        >>> from torch import nn
+        >>> from largebatch.optim import layer_groups
+        >>> print(layer_groups(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))))
+        parameters  shape  count  elements  weight_decay  adapt
+        *.weight    4 x 3      1        12          0.01  yes
+        *.weight    2 x 4      1         8          0.01  yes
+        *.bias      4          2         8             0  no
+        *.weight    4          1         4             0  no
+        *.bias      2          1         2             0  no
+        in all                 2        20          0.01  yes
+        in all                 4        14             0  no
+    """
+    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay is {weight_decay!r}; it must be a finite number at least 0")
+    entries = _entries(model)
+    if not entries:
+        raise ValueError(f"{type(model).__name__} has no parameters")
+    still = _matches(entries, "no_decay", no_decay)
+    plain = _matches(entries, "no_adapt", no_adapt)
+    groups = LayerGroups()
+    for decays in (True, False):
+        for adapts in (True, False):
+            some = [e for i, e in enumerate(entries) if (i not in still, i not in plain) == (decays, adapts)]
+            if some:
+                groups.append(
+                    {
+                        "params": [e.parameter for e in some],
+                        "param_names": [e.names[0] for e in some],
+                        "weight_decay": float(weight_decay) if decays else 0.0,
+                        "adapt": adapts,
+                    }
+                )
+    return groups
+
+
+def _entries(model: nn.Module) -> list[_Entry]:
+    entries: dict[int, _Entry] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, p in module.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            entry = entries.setdefault(id(p), _Entry(p))
+            entry.names.append(name)
+            entry.owners.append(module)
+    return list(entries.values())
+
+
+def _matches(entries: list[_Entry], option: str, rules: Sequence[Rule]) -> set[int]:
+    """Return the numbers of the entries that any rule matches."""
+    if isinstance(rules, (str, type)) or not isinstance(rules, Iterable):
+        raise ValueError(f"{option} is {rules!r}; it must be a sequence of rules, such as ('bias', 'norm')")
+    matched: set[int] = set()
+    for rule in rules:
+        if not isinstance(rule, str) and not (isinstance(rule, type) and issubclass(rule, nn.Module)):
+            raise ValueError(f"{option} has the rule {rule!r}; a rule is a string or a module class")
+        found = {i for i, entry in enumerate(entries) if _matches_rule(entry, rule)}
+        if not found and rule not in ("bias", "norm"):
+            raise ValueError(
+                f"{option} has the rule {rule!r}, which matches no parameter; strings other than 'bias' and 'norm' "
+                "are globs over whole dotted parts of a name"
+            )
+        matched |= found
+    return matched
+
+
+def _matches_rule(entry: _Entry, rule: Rule) -> bool:
+    if isinstance(rule, type):
+        return any(isinstance(owner, rule) for owner in entry.owners)
+    if rule == "bias":
+        return any("bias" in name.rpartition(".")[2].lower().split("_") for name in entry.names)
+    if rule == "norm":
+        return any(_normalises(owner, entry.parameter) for owner in entry.owners)
+    # Dots at both ends make "whole dotted parts" a plain glob.
+    return any(fnmatch.fnmatchcase(f".{name}.", f"*.{rule}.*") for name in entry.names)
+
+
+def _normalises(owner: nn.Module, p: nn.Parameter) -> bool:
+    kinds = [kind for kind in type(owner).__mro__ if "norm" in kind.__name__.lower()]
+    if any(kind.__module__.startswith("torch.nn.modules.") for kind in kinds):
+        return True
+    return bool(kinds) and sum(size > 1 for size in p.shape) <= 1

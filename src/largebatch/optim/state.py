@@ -1,0 +1,81 @@
+"""The state contract: which tensors a parameter has, in which dtype, and how they come out of a state dict.
+
+`step` is a float32 0-dim tensor on the CPU; moments and masters have the parameter's shape and device and the
+dtype of `STATE_DTYPE`. torch's own `load_state_dict` would cast them to the dtype of the parameter and so truncate
+the float32 moments of bf16 parameters.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STATE_DTYPE = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.complex64: torch.complex64,
+    torch.complex128: torch.complex128,
+}
+"""The dtype of a parameter's moments, by the dtype of the parameter."""
+HALF = (torch.float16, torch.bfloat16)
+FOREIGN_OPTIONS = ("amsgrad", "decoupled_weight_decay")
+"""Options in the groups of torch's AdamW that have no meaning here once amsgrad is known to be off."""
+
+
+class Unloaded:
+    """A tensor of a state dict on its way in, opaque to torch's casts."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def new_state(p: Tensor, moments: Iterable[str]) -> dict[str, Any]:
+    """Return the state of a parameter before its first step."""
+    zeros = {
+        key: torch.zeros_like(p, dtype=STATE_DTYPE[p.dtype], memory_format=torch.preserve_format) for key in moments
+    }
+    return {"step": torch.zeros((), dtype=torch.float32), **zeros}
+
+
+def master_of(p: Tensor) -> Tensor:
+    """Return a copy of a half-precision parameter in the dtype of its state."""
+    return p.detach().to(STATE_DTYPE[p.dtype], copy=True)
+
+
+def check_state(name: str, p: Tensor, state: Any, moments: Iterable[str]) -> None:
+    """Refuse a loaded state that does not fit the parameter; an empty one fits any.
+
+    Raises:
+        ValueError: a key is missing, or a tensor has another shape.
+    """
+    if not isinstance(state, Mapping) or not state:
+        return
+    needed = ("step", *moments)
+    if missing := [key for key in needed if key not in state]:
+        raise ValueError(
+            f"the loaded state of parameter {name} has {', '.join(map(str, state))} but not {', '.join(missing)}"
+        )
+    for key in (*moments, "master"):
+        if key in state and tuple(state[key].shape) != tuple(p.shape):
+            raise ValueError(
+                f"the loaded {key} of parameter {name} has shape {tuple(state[key].shape)}, "
+                f"the parameter {tuple(p.shape)}"
+            )
+
+
+def restore(p: Tensor, key: str, value: Any) -> Any:
+    """Return a copy of a loaded value in the dtype and on the device that the contract says."""
+    if key == "step":
+        return torch.as_tensor(value).detach().to("cpu", torch.float32, copy=True)
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape == p.shape and (value.is_floating_point() or value.is_complex()):
+        # Into the parameter's own strides, which the kernels are fastest with.
+        own = torch.empty_like(p, dtype=STATE_DTYPE[p.dtype], memory_format=torch.preserve_format)
+        return own.copy_(value.detach()).requires_grad_(value.requires_grad)
+    return value.to(p.device, copy=True)

@@ -1,0 +1,45 @@
+"""The trust ratio ``phi(||x||) / ||u||`` of the general layerwise strategy, once for all backends.
+
+Source: arXiv 1904.00962, section 3. ``phi`` is the identity or ``min(max(z, low), high)``. The ratio is 1 where
+``||x|| = 0`` or ``||u|| = 0`` (a layer initialised with zeros could never move otherwise) and where the group is
+not adapted; these ones are never clamped. Everything stays on the device.
+"""
+
+import torch
+from torch import Tensor
+
+from largebatch.optim.kernels.contract import Norm
+
+Bounds = tuple[float, float] | None
+
+
+def norms_from_sums(sums: Tensor, norm: Norm) -> Tensor:
+    """Return norms from complete sums of ``|.|^norm`` (or maxima for "inf"), of the same shape."""
+    if norm != 2:
+        return sums
+    # Double where: the root of 0 has an infinite derivative, which autograd would multiply by 0 into NaN.
+    zero = sums == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, sums).sqrt())
+
+
+def trust_ratios(sums: Tensor, *, adapt: bool, norm: Norm, phi_bounds: Bounds, ratio_bounds: Bounds) -> Tensor:
+    """Return the ratio of each layer and direction, float64 [layers, directions].
+
+    Args:
+        sums: float64 [layers, 1 + directions], sums over whole layers: the weights first, then each direction.
+        adapt: where false all ratios are 1 and the sums are not looked at.
+        norm: which norm the sums belong to.
+        phi_bounds: (low, high) that phi clamps ``||x||`` to, or None for the identity.
+        ratio_bounds: (low, high) that the ratio is clamped to, after phi and the division.
+    """
+    if not adapt:
+        return torch.ones_like(sums[:, 1:])
+    norms = norms_from_sums(sums, norm)
+    x, u = norms[:, :1], norms[:, 1:]
+    # Asked as "== 0", not as "> 0": a norm that is not a number has to show in the step.
+    zero = (x == 0) | (u == 0)
+    phi = x if phi_bounds is None else x.clamp(*phi_bounds)
+    ratio = phi / torch.where(zero, 1.0, u)
+    if ratio_bounds is not None:
+        ratio = ratio.clamp(*ratio_bounds)
+    return torch.where(zero, 1.0, ratio)

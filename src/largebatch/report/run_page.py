@@ -1,0 +1,376 @@
+"""The report of one run: a single HTML file that needs no network, no server and no other file."""
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from largebatch.errors import InputError
+from largebatch.report import configuration, summary
+from largebatch.report.charts import Chart, Table, Width
+from largebatch.report.heat_map import CIVIDIS, HeatMap, heat_map
+from largebatch.report.held_out_charts import held_out_charts
+from largebatch.report.markup import Markup, asset, element, join, plot_text, script_data
+from largebatch.report.run_folder import RunFolder
+from largebatch.report.training_charts import training_charts
+
+# The page may run what stands in it and fetch nothing at all; data: and blob: are Plotly's own pictures.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def write_report(run_folder: Path, out: Path | None = None) -> Path:
+    """Write the report of a run and return its path.
+
+    Args:
+        run_folder: the folder with run.json and metrics.jsonl; the run need not be over.
+        out: the file to write, run_folder/report.html if left out. It is written aside and renamed.
+
+    Raises:
+        InputError: run.json or metrics.jsonl is missing or damaged, or the page cannot be written.
+    """
+    page = render(RunFolder.read(run_folder))
+    path = run_folder / "report.html" if out is None else out
+    aside = path.with_name(path.name + ".partial")
+    try:
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                file.write(page)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"the report {path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def render(run: RunFolder) -> str:
+    """Return the page as HTML text."""
+    from plotly.offline import get_plotlyjs
+
+    held_out, training, ratios = held_out_charts(run), training_charts(run), heat_map(run)
+    charts = [*held_out, *training]
+    name = str(run.record.get("recipe_name") or run.record.get("recipe") or "run")
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{name} · largebatch report"),
+        asset("style", _asset_text("page.css")),
+    )
+    sections = [
+        _head(run, name),
+        _axis_choice() if charts or ratios else None,
+        _section(
+            "held-out",
+            "What it learned",
+            "Measured on data that was kept out of training.",
+            [_chart(chart) for chart in held_out],
+        ),
+        _section(
+            "training",
+            "How it trained",
+            "What each optimizer step saw and did; a dotted line marks where a stage begins.",
+            [_chart(chart) for chart in training],
+        ),
+        _section(
+            "trust-ratios",
+            "Trust ratios",
+            "Each layer's step is scaled to the length of its own weights; the ratio says by how much.",
+            [_heat_map(ratios)] if ratios else [],
+        ),
+        _configuration(run),
+    ]
+    body = element(
+        "body",
+        element("a", "Skip to the figures", class_="skip", href="#figures"),
+        element("noscript", element("p", "The figures need JavaScript; the numbers below them do not.", class_="lead")),
+        element("main", *sections),
+        element("footer", element("p", "Written by largebatch. This page is one file and loads nothing.")),
+        script_data("run-data", _data(run, charts, ratios)),
+        asset("script", get_plotlyjs()) if charts or ratios else None,
+        asset("script", _asset_text("page.js")),
+    )
+    return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
+
+
+def _asset_text(name: str) -> str:
+    return resources.files("largebatch.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _data(run: RunFolder, charts: list[Chart], ratios: HeatMap | None) -> dict[str, Any]:
+    bands = [
+        {
+            "name": plot_text(stage.name),
+            "steps": [stage.first_step, stage.last_step],
+            "samples": [stage.first_samples, stage.last_samples],
+        }
+        for stage in run.stages
+        if stage.first_step < run.steps_taken
+    ]
+    if bands:
+        bands[-1]["steps"][1] = run.steps_taken
+        bands[-1]["samples"][1] = int(run.train.samples[-1])
+    return {
+        "bands": bands,
+        "charts": [chart.data() for chart in charts],
+        "ratios": ratios.data() if ratios else None,
+    }
+
+
+# --- the head ---------------------------------------------------------------------------------------
+
+
+def _head(run: RunFolder, name: str) -> Markup:
+    state = "done" if summary.is_complete(run) else "open"
+    return element(
+        "header",
+        element("p", "largebatch · training report", class_="kicker"),
+        element("h1", name),
+        element("p", element("span", summary.status(run), class_=f"state {state}")),
+        *(element("p", text, class_="lead") for text in summary.sentences(run)),
+        _comparisons(summary.comparisons(run)),
+        element(
+            "dl",
+            *(
+                element(
+                    "div",
+                    element("dt", fact.title),
+                    element("dd", fact.shown, element("small", fact.note) if fact.note else None),
+                )
+                for fact in summary.facts(run)
+            ),
+            class_="facts",
+        ),
+    )
+
+
+def _comparisons(found: list[summary.Comparison]) -> Markup | None:
+    if not found:
+        return None
+    return element("div", *(_comparison(item) for item in found), class_="key-figures")
+
+
+def _comparison(item: summary.Comparison) -> Markup:
+    largest = max(item.value, item.baseline) or 1.0
+    bars = [
+        ("model", item.shown, item.value, "model"),
+        (item.baseline_name, item.baseline_shown, item.baseline, "base"),
+    ]
+    return element(
+        "section",
+        element("h2", item.title),
+        element("p", item.shown, class_="big"),
+        element("p", item.verdict, class_=f"verdict {'good' if item.good else 'poor'}"),
+        element(
+            "div",
+            *(
+                join(
+                    element("span", label),
+                    element(
+                        "span",
+                        element("span", class_=f"bar {kind}", style=f"width:{100 * max(value, 0) / largest:.1f}%"),
+                        class_="track",
+                        aria_hidden="true",
+                    ),
+                    element("span", shown, class_="number"),
+                )
+                for label, shown, value, kind in bars
+            ),
+            class_="bars",
+        ),
+        class_="key-figure",
+    )
+
+
+# --- figures ----------------------------------------------------------------------------------------
+
+
+def _axis_choice() -> Markup:
+    choices = [("steps", "steps", True), ("samples", "samples", False)]
+    return element(
+        "fieldset",
+        element("legend", "Figures over"),
+        *(
+            element(
+                "label",
+                element("input", type="radio", name="axis", value=value, checked=checked),
+                element("span", text),
+            )
+            for value, text, checked in choices
+        ),
+        id="figures",
+        class_="axis",
+        tabindex=-1,
+    )
+
+
+def _section(identifier: str, title: str, about: str, figures: list[Markup]) -> Markup | None:
+    if not figures:
+        return None
+    return element(
+        "section",
+        element("h2", title),
+        element("p", about, class_="about"),
+        element("div", *figures, class_="figures"),
+        id=identifier,
+        class_="part",
+    )
+
+
+def _chart(chart: Chart) -> Markup:
+    names = dict.fromkeys((series.name, series.colour, series.style == "dashed") for series in chart.series)
+    firsts = {name: (colour, dashed) for name, colour, dashed in reversed(names)}
+    legend = None
+    if len(firsts) > 1:
+        legend = element(
+            "div",
+            *(
+                element(
+                    "button",
+                    element("span", class_=f"swatch {colour}{' dashed' if dashed else ''}", aria_hidden="true"),
+                    name,
+                    type="button",
+                    aria_pressed="true",
+                    data_series=name,
+                )
+                for name, (colour, dashed) in reversed(firsts.items())
+            ),
+            class_="legend",
+            role="group",
+            aria_label=f"Curves of {chart.title}",
+        )
+    return _figure(
+        chart.identifier,
+        title=chart.title,
+        unit=chart.unit,
+        caption=chart.caption,
+        table=chart.table,
+        height=chart.height,
+        width=chart.width,
+        legend=legend,
+    )
+
+
+def _heat_map(ratios: HeatMap) -> Markup:
+    row = 22 if len(ratios.names) <= 40 else 13
+    return _figure(
+        "trust-ratio-map",
+        title="Trust ratio of each layer",
+        unit="logarithmic",
+        caption=" ".join([ratios.caption, *ratios.notes]),
+        table=ratios.table,
+        height=min(2_400, 62 + max(200, len(ratios.names) * row)),
+        width="whole",
+        legend=_colour_scale(ratios),
+    )
+
+
+def _colour_scale(ratios: HeatMap) -> Markup:
+    return element(
+        "div",
+        element("div", class_="colours", style=f"background:linear-gradient(90deg,{','.join(CIVIDIS)})"),
+        *(element("span", text, style=f"left:{100 * position:.2f}%") for position, text in ratios.ticks),
+        class_="scale",
+        role="img",
+        aria_label="Colours of the trust ratio, dark for small and light for large",
+    )
+
+
+def _figure(
+    identifier: str,
+    *,
+    title: str,
+    unit: str,
+    caption: str,
+    table: Table,
+    height: int,
+    width: Width,
+    legend: Markup | None,
+) -> Markup:
+    return element(
+        "figure",
+        element("h3", title, " ", element("small", unit)),
+        legend,
+        element(
+            "div",
+            id=identifier,
+            class_="plot",
+            role="img",
+            aria_label=f"{title}, {unit}. {caption}",
+            style=f"height:{height}px",
+        ),
+        element("figcaption", caption),
+        element(
+            "details",
+            element("summary", "Numbers", element("span", f" of {title}", class_="unseen")),
+            _table(table, f"Numbers of {title}"),
+        ),
+        class_=width,
+    )
+
+
+_NUMERIC = re.compile(r"[−-]?[\d,.]+(e[+-]\d+)?( %)?|–")
+
+
+def _table(table: Table, label: str) -> Markup:
+    numeric = [all(_NUMERIC.fullmatch(cell) for cell in column) for column in zip(*table.rows, strict=True)]
+    kinds = ["number" if is_numeric else None for is_numeric in numeric]
+    titles = zip(table.header, kinds or [None] * len(table.header), strict=True)
+    return element(
+        "div",
+        element(
+            "table",
+            element("thead", element("tr", *(element("th", text, scope="col", class_=kind) for text, kind in titles))),
+            element("tbody", *(_row(row, kinds) for row in table.rows)),
+        ),
+        class_="scroll",
+        tabindex=0,
+        role="region",
+        aria_label=label,
+    )
+
+
+def _row(row: tuple[str, ...], kinds: list[str | None]) -> Markup:
+    first, *others = zip(row, kinds, strict=True)
+    return element(
+        "tr",
+        element("th", first[0], scope="row", class_=first[1]),
+        *(element("td", text, class_=kind) for text, kind in others),
+    )
+
+
+# --- the configuration ------------------------------------------------------------------------------
+
+
+def _configuration(run: RunFolder) -> Markup:
+    stages, sessions = configuration.stage_table(run), configuration.session_table(run)
+    return element(
+        "section",
+        element("h2", "Configuration"),
+        element("h3", "Stages"),
+        _table(stages, "Stages"),
+        element(
+            "div",
+            *(
+                element(
+                    "section",
+                    element("h3", title),
+                    element("dl", *(join(element("dt", name), element("dd", value)) for name, value in fields)),
+                )
+                for title, fields in configuration.sections(run)
+            ),
+            class_="settings",
+        ),
+        element("h3", "Sessions") if sessions.rows else None,
+        _table(sessions, "Sessions") if sessions.rows else None,
+        element("h3", "Repeat this run"),
+        element("pre", element("code", configuration.command(run)), tabindex=0, role="region", aria_label="Command"),
+        id="configuration",
+        class_="part",
+    )

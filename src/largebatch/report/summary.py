@@ -1,0 +1,225 @@
+"""The head of the page: what was trained, on what, how far it got, and the figures that decide."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from largebatch.report import wording
+from largebatch.report.run_folder import Evaluation, PlannedStage, RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One key figure beside the figure it must be judged by."""
+
+    title: str
+    value: float
+    shown: str
+    baseline: float
+    baseline_name: str
+    baseline_shown: str
+    verdict: str
+    good: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A plain figure of the run; ``note`` stands small below it."""
+
+    title: str
+    shown: str
+    note: str = ""
+
+
+def is_complete(run: RunFolder) -> bool:
+    """Return whether every planned step was taken."""
+    return run.steps_taken >= run.planned_steps
+
+
+def status(run: RunFolder) -> str:
+    """Say in a few words how far the run got."""
+    if is_complete(run):
+        return "Complete"
+    if run.steps_taken == 0:
+        return "No step recorded yet"
+    return f"Unfinished: step {run.steps_taken:,} of {run.planned_steps:,}"
+
+
+def sentences(run: RunFolder) -> list[str]:
+    """Say what was trained, how, and what came of it, a paragraph each."""
+    found = [_what(run), _how_far(run)]
+    verdict = _verdict(run)
+    return [*found, verdict] if verdict else found
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _what(run: RunFolder) -> str:
+    task = run.record["run"].get("task")
+    task = task if isinstance(task, dict) else {}
+    is_bert = any("mlm_loss" in evaluation.metrics for evaluation in run.evaluations)
+    model = "A BERT" if is_bert else "A model"
+    parameters = run.record.get("parameters")
+    if isinstance(parameters, int):
+        model += f" of {wording.rounded_count(parameters)} parameters"
+    layers, units = task.get("layers"), task.get("hidden_size")
+    if isinstance(layers, int) and isinstance(units, int):
+        model += f" ({wording.plural(layers, 'layer')} of {units:,} units)"
+    corpus = next((text for name in ("corpus", "dataset", "images", "data") if (text := _text(task.get(name)))), None)
+    source = f" on {Path(corpus).name or corpus}" if corpus else ""
+    optimizer = _text(run.record.get("optimizer_name"))
+    rule = f" with {optimizer}" if optimizer else ""
+    stages = wording.listed([_stage_words(stage) for stage in run.stages])
+    return f"{model}, trained{source}{rule} in {wording.plural(len(run.stages), 'stage')}: {stages}."
+
+
+def _stage_words(stage: PlannedStage) -> str:
+    options = stage.fields.get("task_options")
+    length = options.get("sequence_length") if isinstance(options, dict) else None
+    at_length = f" at sequence length {length:,}" if isinstance(length, int) else ""
+    return f"{wording.plural(stage.steps, 'step')} of {wording.plural(stage.global_batch_samples, 'sample')}{at_length}"
+
+
+def _how_far(run: RunFolder) -> str:
+    if run.steps_taken == 0:
+        return "No step has been recorded yet."
+    seen = f"{wording.count(_last(run.train.samples))} samples"
+    tokens = _last(run.train.tokens)
+    if math.isfinite(tokens) and tokens > 0:
+        seen += f" or {wording.rounded_count(tokens)} tokens"
+    machine = _text(run.record.get("gpu")) or _text(run.record.get("cpu"))
+    place = f" on {machine}" if machine else ""
+    done = "All" if is_complete(run) else f"{run.steps_taken:,} of"
+    time = wording.duration(training_seconds(run))
+    return f"{done} {run.planned_steps:,} steps are done: {seen} in {time} of optimizer steps{place}{_processes(run)}."
+
+
+def _processes(run: RunFolder) -> str:
+    sessions = run.record.get("sessions")
+    last = sessions[-1] if isinstance(sessions, list) and sessions and isinstance(sessions[-1], dict) else {}
+    ranks, threads = last.get("ranks"), last.get("threads")
+    if not isinstance(ranks, int):
+        return ""
+    words = wording.plural(ranks, "process", "processes")
+    if isinstance(threads, int):
+        words += f" of {wording.plural(threads, 'thread')}"
+    return f" ({words})"
+
+
+def _verdict(run: RunFolder) -> str | None:
+    metrics = final_metrics(run)
+    model, unigram = metrics.get("mlm_loss", math.nan), metrics.get("unigram_loss", math.nan)
+    if not (math.isfinite(model) and math.isfinite(unigram)):
+        return None
+    gap = unigram - model
+    if gap <= 0:
+        return (
+            f"On held-out text the model has not learned more than word frequencies: {wording.fixed(model, 3)} nat for "
+            f"each masked token, where frequencies alone give {wording.fixed(unigram, 3)}."
+        )
+    return (
+        f"On held-out text it gives each masked token {wording.times(math.exp(gap))} the probability that word "
+        f"frequencies alone would: {wording.fixed(model, 3)} nat instead of {wording.fixed(unigram, 3)}."
+    )
+
+
+def _last(column: np.ndarray) -> float:
+    return float(column[-1]) if len(column) else math.nan
+
+
+def final_evaluation(run: RunFolder) -> Evaluation | None:
+    """Return the last measurement on held-out data, if there is one."""
+    return run.evaluations[-1] if run.evaluations else None
+
+
+def final_metrics(run: RunFolder) -> dict[str, float]:
+    """Return the metrics of the last evaluation, empty if there is none."""
+    evaluation = final_evaluation(run)
+    return evaluation.metrics if evaluation else {}
+
+
+def training_seconds(run: RunFolder) -> float:
+    """Return the sum of the steps' times; evaluation and checkpoints are not in it."""
+    return float(np.nansum(run.train.seconds))
+
+
+def comparisons(run: RunFolder) -> list[Comparison]:
+    """Return the key figures of the last evaluation that have something to be compared with."""
+    metrics = final_metrics(run)
+    found = []
+    model, unigram = metrics.get("mlm_loss", math.nan), metrics.get("unigram_loss", math.nan)
+    if math.isfinite(model) and math.isfinite(unigram):
+        gap = unigram - model
+        found.append(
+            Comparison(
+                title="Masked-token loss, held-out",
+                value=model,
+                shown=f"{wording.fixed(model, 3)} nat",
+                baseline=unigram,
+                baseline_name="unigram",
+                baseline_shown=wording.fixed(unigram, 3),
+                verdict=f"{wording.fixed(abs(gap), 3)} nat {'below' if gap > 0 else 'above'} the unigram loss",
+                good=gap > 0,
+            )
+        )
+    accuracy, frequent = metrics.get("mlm_accuracy", math.nan), metrics.get("most_frequent_accuracy", math.nan)
+    if math.isfinite(accuracy) and math.isfinite(frequent):
+        ratio = accuracy / frequent if frequent > 0 else math.inf
+        found.append(
+            Comparison(
+                title="Masked-token accuracy, held-out",
+                value=accuracy,
+                shown=wording.percent(accuracy),
+                baseline=frequent,
+                baseline_name="commonest token",
+                baseline_shown=wording.percent(frequent),
+                verdict=f"{wording.times(ratio)} the commonest token's" if math.isfinite(ratio) else "from none",
+                good=accuracy > frequent,
+            )
+        )
+    pairs = metrics.get("nsp_accuracy", math.nan)
+    if math.isfinite(pairs):
+        points = 100 * (pairs - 0.5)
+        found.append(
+            Comparison(
+                title="Next-sentence accuracy, held-out",
+                value=pairs,
+                shown=wording.percent(pairs),
+                baseline=0.5,
+                baseline_name="chance",
+                baseline_shown="50.0 %",
+                verdict=f"{abs(points):.1f} points {'above' if points >= 0 else 'below'} chance",
+                good=points > 0,
+            )
+        )
+    return found
+
+
+def facts(run: RunFolder) -> list[Fact]:
+    """Return the plain figures: steps, samples, tokens, time, rate, skipped steps, and loss where nothing compares."""
+    train = run.train
+    found = []
+    evaluation = final_evaluation(run)
+    if evaluation is not None and not comparisons(run):
+        found.append(Fact(title="Held-out loss", shown=wording.fixed(evaluation.loss, 3)))
+    skipped = int(np.nansum(train.skipped))
+    seconds = training_seconds(run)
+    samples = _last(train.samples)
+    found += [
+        Fact(title="Steps", shown=wording.count(run.steps_taken), note=f"of {run.planned_steps:,}"),
+        Fact(title="Samples", shown=wording.count(samples)),
+        Fact(title="Tokens", shown=wording.rounded_count(_last(train.tokens)) if len(train) else "–"),
+        Fact(title="Time", shown=wording.duration(seconds), note="in optimizer steps"),
+        Fact(
+            title="Samples per second",
+            shown=wording.significant(samples / seconds, 3) if seconds > 0 else "–",
+            note="whole run",
+        ),
+        Fact(title="Skipped steps", shown=wording.count(skipped), note="loss or gradient not finite"),
+    ]
+    return found

@@ -1,0 +1,139 @@
+"""Checkpoints: damage is named and passed over, a full disk costs nothing that was good."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from largebatch.errors import InputError
+from largebatch.train import checkpoint
+from largebatch.train.checkpoint import Progress
+from train.test_loop import ALONE, lines, training
+from train.toy import toy
+
+
+def _saved(folder: Path, steps: tuple[int, ...] = (1, 2)) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    trained = training(toy(), folder)
+    trained.optimizer.init_state()
+    for step in steps:
+        checkpoint.save(folder, trained.model, trained.optimizer, Progress(step=step), 7 * step, 9, ALONE)
+    return trained.model, trained.optimizer
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
+    trained = training(toy(), tmp_path / "run")
+    trained.train(resume=False)
+    before = {
+        name: tensor.clone() for name, tensor in checkpoint.training_tensors(trained.model, trained.optimizer).items()
+    }
+    other = training(replace(toy(), seed=0), tmp_path / "run")
+    other.optimizer.init_state()
+    found = checkpoint.load_newest(tmp_path / "run", other.model, other.optimizer, pytest.fail)
+    after = checkpoint.training_tensors(other.model, other.optimizer)
+    assert found is not None
+    assert found[0] == trained.progress
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
+@pytest.mark.parametrize("name", ["checkpoint.json", ".metadata", "__0_0.distcp"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, harm: str, name: str) -> None:
+    model, optimizer = _saved(tmp_path)
+    victim = checkpoint.checkpoint_folder(tmp_path, 2) / name
+    content = bytearray(victim.read_bytes())
+    if harm == "truncate":
+        victim.write_bytes(content[: len(content) // 2])
+    elif harm == "flip":
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    else:
+        victim.unlink()
+    said: list[str] = []
+    found = checkpoint.load_newest(tmp_path, model, optimizer, said.append)
+    assert found == (Progress(step=1), 7)
+    assert len(said) == 1
+    assert str(victim) in said[0] or str(victim.parent) in said[0]
+
+
+def test_if_all_are_damaged_nothing_is_resumed(tmp_path: Path) -> None:
+    model, optimizer = _saved(tmp_path)
+    for path in _files(tmp_path):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="every checkpoint"):
+        checkpoint.load_newest(tmp_path, model, optimizer, lambda said: None)
+
+
+def test_a_run_without_checkpoints_begins_anew(tmp_path: Path) -> None:
+    model, optimizer = _saved(tmp_path, ())
+    assert checkpoint.load_newest(tmp_path, model, optimizer, pytest.fail) is None
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    _, optimizer = _saved(tmp_path)
+    with pytest.raises(InputError, match="of another model"):
+        checkpoint.load_newest(tmp_path, torch.nn.Linear(2, 2), optimizer, pytest.fail)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    training(toy(), tmp_path / "run").train(resume=False)
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-000000018", "step-000000020"]
+
+
+def test_what_a_crash_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
+    model, optimizer = _saved(tmp_path)
+    half = tmp_path / "checkpoints" / "step-000000009.partial"
+    half.mkdir()
+    (half / "checkpoint.json").write_text("{")
+    found = checkpoint.load_newest(tmp_path, model, optimizer, pytest.fail)
+    assert found is not None
+    assert found[0].step == 2
+
+
+_FULL_DISK = """
+import resource
+import signal
+import sys
+from pathlib import Path
+from train.test_loop import training
+from train.toy import toy
+from largebatch.errors import InputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+try:
+    training(toy(), Path(sys.argv[1])).train(resume={resume})
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    trained = training(toy(), folder)
+    trained.train(resume=False)
+    for path in (folder / "checkpoints").iterdir():  # go back to step 18
+        if path.name.endswith("20"):
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+    before = {path: path.read_bytes() for path in _files(folder / "checkpoints")}
+    assert any(len(content) > 9000 for content in before.values()), "the limit must strike in a checkpoint"
+    assert len(lines(folder)) == 20
+    told = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK.format(resume=True), str(folder)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1", "PATH": ""},
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert "could not be written: File too large" in told.stdout, told.stderr
+    assert {path: path.read_bytes() for path in _files(folder / "checkpoints")} == before

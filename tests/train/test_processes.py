@@ -1,0 +1,203 @@
+"""Real processes: kill -9, SIGTERM, Ctrl-C, and two gloo ranks under torchrun."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from largebatch.train.ledger import read_ledger
+
+HERE = Path(__file__).parents[1]
+# The timings differ from run to run, everything else must not.
+TIMES = {"seconds", "samples_per_second"}
+RECIPE = "train.toy:toy"
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+
+
+def command(out: Path, *words: str, ranks: int = 1, recipe: str = RECIPE) -> list[str]:
+    launcher = [sys.executable, "-m"]
+    if ranks > 1:
+        launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+    return [*launcher, "largebatch", "train", recipe, "--out", str(out), *words]
+
+
+def run(out: Path, *words: str, ranks: int = 1, recipe: str = RECIPE) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(out, *words, ranks=ranks, recipe=recipe),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@contextmanager
+def started(out: Path, *words: str, ranks: int = 1, recipe: str = RECIPE) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command(out, *words, ranks=ranks, recipe=recipe),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for_steps(out: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    path = out / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        if path.exists() and sum(line["kind"] == "train" for line in read_ledger(path)) >= steps:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    pytest.fail(f"{steps} steps did not come")
+
+
+def ledger(out: Path) -> list[dict[str, Any]]:
+    """Return every line without its timings."""
+    return [
+        {name: value for name, value in line.items() if name not in TIMES}
+        for line in read_ledger(out / "metrics.jsonl")
+    ]
+
+
+SLOWLY = ("--pause-seconds", "0.05", "--dropout", "0.3")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    done = run(out, *SLOWLY)
+    assert done.returncode == 0, done.stderr
+    return ledger(out)
+
+
+def test_after_kill_9_the_run_goes_on_to_the_bit(tmp_path: Path, unbroken: list[dict[str, Any]]) -> None:
+    _kill_and_resume(tmp_path, unbroken, random.SystemRandom().randrange(1, 19))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 2, 3, 6, 11, 12, 13, 16, 19])
+def test_after_kill_9_at_any_step(tmp_path: Path, unbroken: list[dict[str, Any]], step: int) -> None:
+    _kill_and_resume(tmp_path, unbroken, step)
+
+
+def _kill_and_resume(folder: Path, unbroken: list[dict[str, Any]], step: int) -> None:
+    out = folder / "run"
+    with started(out, *SLOWLY) as process:
+        wait_for_steps(out, step, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert len(ledger(out)) < len(unbroken)
+    resumed = run(out, *SLOWLY, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert ledger(out) == unbroken, f"killed after step {step}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_leaves_75_and_the_same_command_goes_on(
+    tmp_path: Path, unbroken: list[dict[str, Any]], number: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    with started(out, *SLOWLY) as process:
+        wait_for_steps(out, 4, process)
+        process.send_signal(number)
+        told, errors = process.communicate(timeout=100)
+        assert process.returncode == 75, errors
+    assert "--resume" in told
+    stopped_after = max(line["step"] for line in ledger(out) if line["kind"] == "train")
+    assert (out / "checkpoints" / f"step-{stopped_after:09d}").is_dir()
+    assert run(out, *SLOWLY, "--resume").returncode == 0
+    assert ledger(out) == unbroken
+
+
+# Two ranks.
+
+
+def sampled(file: Path) -> list[str]:
+    return sorted(sample for line in file.read_text().splitlines() for sample in line.split())
+
+
+def train_losses(out: Path) -> list[float]:
+    return [line["loss"] for line in ledger(out) if line["kind"] == "train"]
+
+
+def test_two_ranks_train_as_one_does_with_dropout(tmp_path: Path) -> None:
+    words = ("--dropout", "0.3")
+    alone = run(tmp_path / "one", *words, "--log-samples", str(tmp_path / "one.txt"))
+    both = run(tmp_path / "two", *words, "--log-samples", str(tmp_path / "two.txt"), ranks=2)
+    assert alone.returncode == 0, alone.stderr
+    assert both.returncode == 0, both.stderr
+    assert train_losses(tmp_path / "two") == pytest.approx(train_losses(tmp_path / "one"), rel=1e-5)
+    # Each rank also reads the first microbatch twice, to settle DDP's buckets, and a dummy where its share is empty.
+    one, two = sampled(tmp_path / "one.txt"), sampled(tmp_path / "two.txt")
+    assert set(one) == set(two)
+    evaluated = {
+        name: [line["loss"] for line in ledger(tmp_path / name) if line["kind"] == "eval"] for name in ("one", "two")
+    }
+    assert evaluated["two"] == pytest.approx(evaluated["one"], rel=1e-4)
+
+
+def test_two_ranks_resume_to_the_bit_after_kill_9_of_both(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = run(whole, *SLOWLY, ranks=2)
+    assert done.returncode == 0, done.stderr
+    with started(broken, *SLOWLY, ranks=2) as process:
+        wait_for_steps(broken, 8, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    _kill_orphans(broken)
+    resumed = run(broken, *SLOWLY, "--resume", ranks=2)
+    assert resumed.returncode == 0, resumed.stderr
+    assert ledger(broken) == ledger(whole)
+
+
+def _kill_orphans(out: Path) -> None:
+    """torchrun starts its workers in sessions of their own; killing it with -9 leaves them running."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if str(out).encode() in words:
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
+def test_a_stop_under_torchrun_saves_once_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with started(out, *SLOWLY, ranks=2) as process:
+        wait_for_steps(out, 4, process)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=100)
+    assert (out / "stopped.json").exists()
+    resumed = run(out, *SLOWLY, "--resume", ranks=2)
+    assert resumed.returncode == 0, resumed.stderr
+    assert not (out / "stopped.json").exists()
+    assert len(train_losses(out)) == 20
+
+
+def test_a_batch_smaller_than_the_ranks_is_one_sentence(tmp_path: Path) -> None:
+    refused = run(tmp_path / "run", "--batch", "1", ranks=2)
+    assert refused.returncode != 0
+    said = [line for line in refused.stderr.splitlines() if line.startswith("largebatch: ")]
+    assert said == ["largebatch: the global batch of 1 samples is smaller than the 2 ranks that share it"]
