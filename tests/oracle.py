@@ -1,6 +1,6 @@
 """LAMB in NumPy float64, written from the paper and importing nothing of ours: the judge of the plain kernels.
 
-Algorithm 2 of arXiv 1904.00962v5, and around it the options as `docs` and docstrings promise them. Each part of
+Algorithm 2 of arXiv 1904.00962v5, and around it the options as their docstrings promise them. Each part of
 the rule is a method of its own, so that a deliberately wrong rule is a subclass that changes one of them.
 """
 
@@ -32,10 +32,7 @@ LAMB_OPTIONS: Options = {
 
 def norm_of(a: Array, order: int | str) -> float:
     """Return the norm of all elements of an array taken as one vector."""
-    a = np.abs(a)
-    if order == "inf":
-        return float(a.max())
-    return float(np.sum(a**order) ** (1 / order))
+    return float(np.linalg.norm(a.reshape(-1), np.inf if order == "inf" else int(order)))
 
 
 class Lamb:

@@ -28,8 +28,9 @@ ALLOWED: dict[str, list[str]] = {
     "train": [*PURE, "optim"],
     "report": [*PURE, "train"],
     "command_line": ["errors"],
+    "prepare_display": ["text"],
     "recipes": [*PURE, "optim", "text", "bert", "train", "report", "command_line"],
-    "cli": [*PURE, "text", "train", "report", "recipes", "command_line"],
+    "cli": [*PURE, "text", "train", "report", "recipes", "command_line", "prepare_display"],
     "__main__": ["cli"],
     "__init__": ["optim"],
 }

@@ -3,6 +3,9 @@
 import json
 import math
 import pickle
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -74,6 +77,12 @@ def test_every_field_is_a_documented_scalar() -> None:
         assert following.strip().startswith('"""'), one.name
 
 
+def test_data_workers_need_no_transformers() -> None:
+    """Importing it takes seconds, in every worker; only the model needs it."""
+    code = "import sys, largebatch.bert.pretraining; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 # Checks.
 
 
@@ -119,7 +128,10 @@ def test_bad_stage_options_name_the_stage(task: BertPretraining, options: dict[s
 def test_corpora_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such folder"):
         tiny_task(tmp_path / "nowhere").check([STAGE])
-    for train, held_out, message in ((1, 5, "the training part .* has 1 documents"), (9, 0, "the held-out part .* 0")):
+    for train, held_out, message in (
+        (1, 5, "the training part .* holds 1 of"),
+        (9, 0, "the held-out part .* holds 0 of"),
+    ):
         folder = tmp_path / f"{train}-{held_out}"
         folder.mkdir()
         write_shard(folder, "train", 0, random_documents(train, 0))
@@ -253,6 +265,14 @@ def test_whole_words_follow_the_vocabulary(task: BertPretraining) -> None:
     assert table is not None
     assert [PIECES[number] for number in np.flatnonzero(table)] == ["##s", "##ing", "##ly"]
     assert task.dataset(STAGE, 1).masking.continuations is None
+    write_tokenizer(Path(task.corpus), [piece.replace("##", "@") for piece in PIECES])
+    shutil.copytree(task.corpus, f"{task.corpus}-2", ignore=shutil.ignore_patterns("manifest.json"))
+    write_manifest(Path(f"{task.corpus}-2"), vocabulary_size=len(PIECES), special_ids=SPECIAL)
+    tiny_task(Path(f"{task.corpus}-2")).check([STAGE])
+    with pytest.raises(
+        InputError, match=r"whole_word_masking needs a WordPiece vocabulary: no token of .* begins with"
+    ):
+        tiny_task(Path(f"{task.corpus}-2"), whole_word_masking=True).check([STAGE])
 
 
 def test_workers_give_the_same_samples(task: BertPretraining) -> None:
@@ -355,6 +375,8 @@ def test_evaluation_against_plain_arithmetic(tmp_path: Path, fixed_shapes: bool)
     assert metrics["unigram_loss"] == pytest.approx(expected)
     most_frequent = max(counts, key=lambda token: counts[token])
     assert metrics["most_frequent_accuracy"] == pytest.approx(targets.count(most_frequent) / len(targets))
+    random = [dataset[0, index].is_random for index in range(len(dataset))]
+    assert metrics["nsp_majority_accuracy"] == pytest.approx(max(np.mean(random), 1 - np.mean(random)))
     # Add-one on every token is another number: the smoothing touches unseen tokens only.
     add_one = sum(-math.log((seen.count(t) + 1) / (len(seen) + len(PIECES))) for t in targets) / len(targets)
     assert metrics["unigram_loss"] != pytest.approx(add_one)

@@ -18,16 +18,17 @@ from largebatch.text.shards import PreparedCorpus
 from train.test_processes import ledger, run, started, train_losses, wait_for_steps
 
 TINY = "train.bert_runs:tiny_bert"
-WORDS = tuple("the batch was large and a rate grew with its root so training took few steps over many words".split(" "))
+TEXT = "the batch was large and a rate grew with its root so training took few steps over many words"
 
 
 def write_text(path: Path, documents: int = 60) -> None:
     """Write documents of a few sentences, each in its own words."""
+    words = TEXT.split()
     lines = []
     for document in range(documents):
         for sentence in range(3 + document % 5):
-            drawn = integers(key(document, sentence), np.arange(4 + (document + sentence) % 9), len(WORDS))
-            lines.append(" ".join(WORDS[index] for index in drawn) + f" {document} .")
+            drawn = integers(key(document, sentence), np.arange(4 + (document + sentence) % 9), len(words))
+            lines.append(" ".join(words[index] for index in drawn) + f" {document} .")
         lines.append("")
     path.write_text("\n".join(lines))
 

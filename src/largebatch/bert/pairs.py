@@ -46,7 +46,7 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PairIndex:
-    """Where the pairs of one split begin: 20 bytes a pair, about a tenth of the tokens that it points to."""
+    """Where the pairs of one split begin: 20 bytes each, beside the 2 or 4 bytes of each of its tokens on disk."""
 
     documents: NDArray[np.uint32]
     """Document of A, by its number in the split."""
@@ -78,8 +78,8 @@ class PairIndex:
         assert sequence_length >= SHORTEST_SEQUENCE
         if store.documents < 2:
             raise InputError(
-                "next-sentence prediction draws sentences from other documents and needs at least 2 in the training "
-                f"and in the held-out part of the corpus: one of them has {store.documents}"
+                f"a part of the corpus holds {store.documents} of the 2 or more documents that next-sentence "
+                "prediction needs, to draw sentences from another one"
             )
         key = counter_random.key(seed, _INDEX, sequence_length)
         parts = []

@@ -108,9 +108,14 @@ class BertPretraining:
         for name, part in (("training", corpus.train), ("held-out", corpus.held_out)):
             if part.documents < 2:
                 raise InputError(
-                    f"the {name} part of {corpus.folder} has {part.documents} documents: next-sentence prediction "
-                    "draws sentences from other documents and needs at least 2"
+                    f"the {name} part of {corpus.folder} holds {part.documents} of the 2 or more documents that "
+                    "next-sentence prediction needs, to draw sentences from another one: prepare more text or a "
+                    "larger held-out part"
                 )
+        if self.whole_word_masking and not self._continuations().any():
+            raise InputError(
+                f"whole_word_masking needs a WordPiece vocabulary: no token of {corpus.folder} begins with ##"
+            )
         for stage in stages:
             length = StageOptions.of(stage).sequence_length
             if length > self.max_position_embeddings:
@@ -186,6 +191,7 @@ class BertPretraining:
             "unigram_loss": surprise[labels].sum(),
             "most_frequent_correct": (labels == surprise.argmin()).sum(),
             "predicted_tokens": torch.tensor(len(labels)),
+            "random_pairs": batch["next_sentence_labels"].sum(),
             "pairs": torch.tensor(len(batch["next_sentence_labels"])),
         }
         return {name: value.to(labels.device, torch.float64) for name, value in results.items()}
@@ -196,7 +202,9 @@ class BertPretraining:
         ``mlm_loss`` and ``nsp_loss`` are in nats, accuracies in [0, 1]. ``unigram_loss`` is the cross-entropy, on
         the same held-out tokens, of a model that knows only how often each token occurs in training:
         -ln( c(t) / sum over the vocabulary of c ), with c(t) the count of token t, or 1 if it never occurs.
-        ``most_frequent_accuracy`` is the accuracy of always naming the most frequent token.
+        ``most_frequent_accuracy`` is the accuracy of always naming the most frequent training token, and
+        ``nsp_majority_accuracy`` that of always giving the more frequent answer on the pairs: it is above one half
+        where many chunks are a single sentence, which always gets a random B.
         """
         tokens, pairs = sums["predicted_tokens"], sums["pairs"]
         metrics = {
@@ -206,6 +214,7 @@ class BertPretraining:
             "nsp_accuracy": sums["nsp_correct"] / pairs,
             "unigram_loss": sums["unigram_loss"] / tokens,
             "most_frequent_accuracy": sums["most_frequent_correct"] / tokens,
+            "nsp_majority_accuracy": max(sums["random_pairs"], pairs - sums["random_pairs"]) / pairs,
         }
         loss = sum(weight * metrics[f"{term}_loss"] for term, weight in self.weights.items())
         return loss, metrics

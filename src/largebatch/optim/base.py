@@ -299,10 +299,11 @@ def _prepare(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]
         for name in optimizer.defaults:
             if name not in new or name in HOW_COMPUTED:
                 new[name] = old[name]
-        optimizer._check_group(new, look_at_tensors=True)
         for key, p in zip(new["params"], old["params"], strict=True):
-            check_parameter(str(key), p, new["stacked"])
             if isinstance(state := states.get(key), dict):
                 check_state(str(key), p, state, optimizer._moments)
                 states[key] = {name: Unloaded(value) for name, value in state.items()}
+        optimizer._check_group(new, look_at_tensors=True)
+        for key, p in zip(new["params"], old["params"], strict=True):
+            check_parameter(str(key), p, new["stacked"])
     return {**state_dict, "state": states, "param_groups": loaded}

@@ -102,7 +102,8 @@ def check_common(group: Mapping[str, Any], *, look_at_tensors: bool) -> None:
             check_flag(name, group[name])
     if group["max_grad_norm"] is not None:
         if group["max_grad_norm"] == 0:
-            raise ValueError("max_grad_norm is 0, which would erase the gradient; None switches clipping off")
+            given = group["max_grad_norm"]
+            raise ValueError(f"max_grad_norm is {given!r}, which would erase the gradient; None switches clipping off")
         check_number("max_grad_norm", group["max_grad_norm"], above=0)
     _check_stacked(group["stacked"])
     _refuse_absent(group)

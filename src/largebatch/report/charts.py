@@ -12,7 +12,6 @@ POINTS = 2_000
 
 Style = Literal["raw", "line", "dots", "dashed", "crosses"]
 Colour = Literal["blue", "orange", "green", "purple", "grey"]
-Width = Literal["whole", "half", "third"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A figure with one or more curves over the steps."""
+    """A figure with one or more curves over the steps; a ``large`` one takes a row of its own."""
 
     identifier: str
     title: str
@@ -72,10 +71,10 @@ class Chart:
     caption: str
     series: tuple[Series, ...]
     table: Table
-    width: Width = "half"
     percent: bool = False
     logarithmic: bool = False
     from_zero: bool = False
+    large: bool = False
     height: int = 280
 
     def data(self) -> dict[str, Any]:

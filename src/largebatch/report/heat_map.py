@@ -62,14 +62,14 @@ class HeatMap:
 
 
 def _round_ratios(low: float, high: float) -> list[float]:
-    """Return round ratios between two logarithms: powers of ten, with 2 and 5 between them where there is room."""
+    """Return four to eight round ratios between two logarithms: powers of ten, and 3, or 2 and 5, between them."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
-        powers = range(int(np.floor(low)) - 1, int(np.ceil(high)) + 1)
-        ticks = [float(f"{digit}e{power}") for power in powers for digit in digits]
-        ticks = [tick for tick in ticks if low <= np.log10(tick) <= high]
-        if len(ticks) >= 4:
-            return ticks
-    return [float(f"{10**value:.3g}") for value in np.linspace(low, high, 4)]
+        ratios = [float(f"{digit}e{power}") for power in powers for digit in digits]
+        ratios = [ratio for ratio in ratios if low <= math.log10(ratio) <= high]
+        if len(ratios) >= 4:
+            return ratios[:: -(-len(ratios) // 8)]
+    return [float(f"{10**value:.3g}") for value in np.linspace(low, high, 6)[1:-1]]
 
 
 def short_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -54,9 +54,11 @@ def evaluation_series(run: RunFolder, names: tuple[str, ...]) -> tuple[Series, .
     breaks = tuple(
         number for number in range(1, len(evaluations)) if evaluations[number].stage != evaluations[number - 1].stage
     )
+    colours: tuple[Colour, ...] = ("blue", "purple", "green", "orange")
     series = []
-    for name in names:
-        shown, colour, style = NAMES.get(name, (name.replace("_", " "), "purple", "dots"))
+    for number, name in enumerate(names):
+        own = (_legend_name(name), colours[number % len(colours)], "dots")
+        shown, colour, style = NAMES.get(name, own)
         one = Series(
             name=shown, colour=colour, style=style, step=step, samples=samples, y=_measured(run, name), breaks=breaks
         )

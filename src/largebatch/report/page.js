@@ -104,6 +104,7 @@
       shape.mode = "markers";
       shape.marker = { color: colour, size: 7 };
     }
+    if (series.style === "dots" && series.y.length > 100) shape.mode = "lines";
     const averaged = chart.series.some((other) => other.name === series.name && other.style === "raw");
     const label = averaged && series.style === "line" ? series.name + ", mean" : series.name;
     return {

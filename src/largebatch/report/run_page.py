@@ -6,9 +6,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from largebatch.errors import InputError
 from largebatch.report import configuration, summary
-from largebatch.report.charts import Chart, Table, Width
+from largebatch.report.charts import Chart, Table
 from largebatch.report.heat_map import CIVIDIS, HeatMap, heat_map
 from largebatch.report.held_out_charts import held_out_charts
 from largebatch.report.markup import Markup, asset, element, join, plot_text, script_data
@@ -70,13 +72,13 @@ def render(run: RunFolder) -> str:
             "held-out",
             "What it learned",
             "Measured on data that was kept out of training.",
-            [_chart(chart) for chart in held_out],
+            _charts(held_out),
         ),
         _section(
             "training",
             "How it trained",
             "What each optimizer step saw and did; a dotted line marks where a stage begins.",
-            [_chart(chart) for chart in training],
+            _charts(training),
         ),
         _section(
             "trust-ratios",
@@ -115,7 +117,7 @@ def _data(run: RunFolder, charts: list[Chart], ratios: HeatMap | None) -> dict[s
     ]
     if bands:
         bands[-1]["steps"][1] = run.steps_taken
-        bands[-1]["samples"][1] = int(run.train.samples[-1])
+        bands[-1]["samples"][1] = int(run.samples_at(np.array([float(run.steps_taken)]))[0])
     return {
         "bands": bands,
         "charts": [chart.data() for chart in charts],
@@ -223,7 +225,14 @@ def _section(identifier: str, title: str, about: str, figures: list[Markup]) -> 
     )
 
 
-def _chart(chart: Chart) -> Markup:
+def _charts(charts: list[Chart]) -> list[Markup]:
+    """Make the figures of a section; those that are not large share a row."""
+    sharing = sum(not chart.large for chart in charts)
+    shared = {1: "whole", 2: "half"}.get(sharing, "third")
+    return [_chart(chart, "whole" if chart.large else shared) for chart in charts]
+
+
+def _chart(chart: Chart, width: str) -> Markup:
     names = dict.fromkeys((series.name, series.colour, series.style == "dashed") for series in chart.series)
     firsts = {name: (colour, dashed) for name, colour, dashed in reversed(names)}
     legend = None
@@ -252,7 +261,7 @@ def _chart(chart: Chart) -> Markup:
         caption=chart.caption,
         table=chart.table,
         height=chart.height,
-        width=chart.width,
+        width=width,
         legend=legend,
     )
 
@@ -290,7 +299,7 @@ def _figure(
     caption: str,
     table: Table,
     height: int,
-    width: Width,
+    width: str,
     legend: Markup | None,
 ) -> Markup:
     return element(

@@ -50,9 +50,7 @@ def status(run: RunFolder) -> str:
 
 def sentences(run: RunFolder) -> list[str]:
     """Say what was trained, how, and what came of it, a paragraph each."""
-    found = [_what(run), _how_far(run)]
-    verdict = _verdict(run)
-    return [*found, verdict] if verdict else found
+    return [sentence for sentence in (_what(run), _how_far(run), _verdict(run)) if sentence]
 
 
 def _text(value: Any) -> str | None:
@@ -85,9 +83,9 @@ def _stage_words(stage: PlannedStage) -> str:
     return f"{wording.plural(stage.steps, 'step')} of {wording.plural(stage.global_batch_samples, 'sample')}{at_length}"
 
 
-def _how_far(run: RunFolder) -> str:
+def _how_far(run: RunFolder) -> str | None:
     if run.steps_taken == 0:
-        return "No step has been recorded yet."
+        return None
     seen = f"{wording.count(_last(run.train.samples))} samples"
     tokens = _last(run.train.tokens)
     if math.isfinite(tokens) and tokens > 0:
@@ -214,7 +212,7 @@ def facts(run: RunFolder) -> list[Fact]:
         Fact(title="Steps", shown=wording.count(run.steps_taken), note=f"of {run.planned_steps:,}"),
         Fact(title="Samples", shown=wording.count(samples)),
         Fact(title="Tokens", shown=wording.rounded_count(_last(train.tokens)) if len(train) else "–"),
-        Fact(title="Time", shown=wording.duration(seconds), note="in optimizer steps"),
+        Fact(title="Time", shown=wording.duration(seconds) if len(train) else "–", note="in optimizer steps"),
         Fact(
             title="Samples per second",
             shown=wording.significant(samples / seconds, 3) if seconds > 0 else "–",

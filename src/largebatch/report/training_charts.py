@@ -100,7 +100,7 @@ def _loss_chart(run: RunFolder) -> Chart:
         f"{wording.significant(_finite_mean(train.loss[-tail:]))} {ending}.{_average_note(run)}",
         series=series,
         table=_steps_table(run, ("training loss",), (train.loss,)),
-        width="whole",
+        large=True,
         height=340,
     )
 
@@ -126,7 +126,7 @@ def _lr_chart(run: RunFolder) -> Chart:
             ),
         ),
         table=_steps_table(run, ("learning rate",), (train.lr,)),
-        width="whole",
+        large=True,
         from_zero=True,
         height=220,
     )
@@ -153,7 +153,6 @@ def _terms_chart(run: RunFolder) -> Chart:
         caption=f"At the end: {wording.listed(ends)}.",
         series=series,
         table=_steps_table(run, tuple(names), tuple(run.train.losses.values())),
-        width="third",
         from_zero=True,
     )
 
@@ -192,7 +191,6 @@ def _grad_norm_chart(run: RunFolder) -> Chart:
         caption=caption,
         series=series,
         table=_steps_table(run, ("gradient norm",), (norms,)),
-        width="third",
         logarithmic=spread > 30,
     )
 
@@ -212,6 +210,5 @@ def _throughput_chart(run: RunFolder) -> Chart:
         caption=f"Median samples per second: {wording.listed(medians)}." if medians else "No rate was recorded.",
         series=_train_series(run, "samples per second", train.samples_per_second, "green"),
         table=_steps_table(run, ("samples per second",), (train.samples_per_second,)),
-        width="third",
         from_zero=True,
     )

@@ -35,12 +35,12 @@ class Source(Protocol):
     """Where text comes from."""
 
     total_bytes: int | None
-    """Bytes to be read as they are stored, None if unknown."""
+    """Bytes to be read, None while unknown: as stored where the source is files, otherwise of text."""
     documents_cut: int
     """How often the last reading cut a document that was too long."""
 
     def units(self, unit_size: int, pool: WorkerPool) -> Iterator[tuple[int, Unit]]:
-        """Yield (stored bytes read so far, unit of at least `unit_size` bytes of text), the last one smaller."""
+        """Yield (bytes read so far, unit of at least `unit_size` bytes of text), the last one smaller."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -140,18 +140,18 @@ class FileSource:
 class PydocsSource:
     """The docstrings and pydoc topics of the installed Python, NumPy and PyTorch."""
 
-    total_bytes: int | None = None
     documents_cut = 0
 
     def __init__(self) -> None:
+        self.total_bytes: int | None = None
         self._documents: list[list[str]] | None = None  # about 10 MB, which take seconds to collect
 
     def units(self, unit_size: int, pool: WorkerPool) -> Iterator[tuple[int, Unit]]:
         """See Source."""
         if self._documents is None:
             self._documents = pydocs.collect(pool)
-        parts = (as_unit([document], PYDOCS)[0] for document in self._documents)
-        yield from ((0, unit) for unit in _grouped(parts, unit_size))
+            self.total_bytes = sum(len(as_unit([document], PYDOCS)[0].data) for document in self._documents)
+        yield from _grouped((as_unit([document], PYDOCS)[0] for document in self._documents), unit_size)
 
     def identity(self) -> dict[str, Any]:
         """Return the versions of what is read."""
@@ -177,7 +177,7 @@ class DatasetSource:
 
     def units(self, unit_size: int, pool: WorkerPool) -> Iterator[tuple[int, Unit]]:
         """See Source."""
-        yield from ((0, unit) for unit in _grouped(self._parts(), unit_size))
+        yield from _grouped(self._parts(), unit_size)
 
     def identity(self) -> dict[str, Any]:
         """Return the number of rows."""
@@ -196,17 +196,18 @@ class DatasetSource:
             self._rows += 1
 
 
-def _grouped(parts: Iterable[Part], unit_size: int) -> Iterator[Unit]:
+def _grouped(parts: Iterable[Part], unit_size: int) -> Iterator[tuple[int, Unit]]:
     unit: Unit = []
-    size = 0
+    size = read = 0
     for part in parts:
         unit.append(part)
         size += len(part.data)
+        read += len(part.data)
         if size >= unit_size:
-            yield unit
+            yield read, unit
             unit, size = [], 0
     if unit:
-        yield unit
+        yield read, unit
 
 
 def _format(file: InputFile, options: PrepareOptions) -> Format:

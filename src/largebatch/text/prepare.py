@@ -38,7 +38,7 @@ class Progress:
     phase: Literal["reused", "vocabulary", "encoding"]
     """reused: the folder was complete already; vocabulary: reading for WordPiece; encoding: making shards."""
     read_bytes: int = 0
-    """Bytes of the source read in this phase, as they are stored."""
+    """Bytes of the source read in this phase: as stored where it is files, otherwise of text."""
     total_bytes: int | None = None
     """Bytes there are to read, None where nobody knows."""
 

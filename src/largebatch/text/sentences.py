@@ -19,81 +19,13 @@ _LAST_WORD = re.compile(r"[^\s(\[\"'“‘«]+$")
 _LONGEST_ABBREVIATION = 16
 _LETTERS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J, U.S, e.g
 _OPENING = "\"'“‘«(["
-_ABBREVIATIONS = frozenset(
-    [
-        "adm",
-        "al",
-        "approx",
-        "apr",
-        "assn",
-        "assoc",
-        "aug",
-        "ave",
-        "bros",
-        "ca",
-        "capt",
-        "cf",
-        "cmdr",
-        "co",
-        "col",
-        "comdr",
-        "corp",
-        "dec",
-        "dept",
-        "dr",
-        "ed",
-        "eds",
-        "eq",
-        "eqs",
-        "est",
-        "etc",
-        "feb",
-        "fig",
-        "figs",
-        "ft",
-        "gen",
-        "gov",
-        "hon",
-        "inc",
-        "jan",
-        "jr",
-        "jul",
-        "jun",
-        "lt",
-        "ltd",
-        "maj",
-        "mar",
-        "messrs",
-        "mr",
-        "mrs",
-        "ms",
-        "mt",
-        "no",
-        "nos",
-        "nov",
-        "oct",
-        "op",
-        "p",
-        "pp",
-        "prof",
-        "pvt",
-        "rep",
-        "rev",
-        "sec",
-        "sect",
-        "sen",
-        "sep",
-        "sept",
-        "ser",
-        "sgt",
-        "sr",
-        "st",
-        "vol",
-        "vols",
-        "vs",
-        "viz",
-    ]
-)
+_KNOWN = """
+    adm al approx apr assn assoc aug ave bros ca capt cf cmdr co col comdr corp dec dept dr ed eds eq eqs est etc feb fig
+    figs ft gen gov hon inc jan jr jul jun lt ltd maj mar messrs mr mrs ms mt nov oct op p pp prof pvt rep rev sec sect
+    sen sep sept ser sgt sr st vol vols vs viz
+"""
+_ABBREVIATIONS = frozenset(_KNOWN.split())
+_BEFORE_NUMBERS = frozenset(("no", "nos"))  # words of their own where no number follows
 
 
 def sentences(text: str, mode: SentenceMode) -> list[str]:
@@ -132,7 +64,10 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     word = _LAST_WORD.search(text, max(start, match.start() - _LONGEST_ABBREVIATION), match.start())
     if word is None or match.group(1).startswith(".."):
         return True
-    return word.group().lower() not in _ABBREVIATIONS and not _LETTERS.fullmatch(word.group())
+    small = word.group().lower()
+    if small in _ABBREVIATIONS or (small in _BEFORE_NUMBERS and following.isdigit()):
+        return False
+    return not _LETTERS.fullmatch(small)
 
 
 def _paragraphs(lines: list[str]) -> Iterator[str]:

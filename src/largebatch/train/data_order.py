@@ -109,20 +109,20 @@ class DataOrder:
         return self.samples(step * self.global_batch_samples + np.arange(number, dtype=np.int64))
 
     def microbatches(self, step: int, microbatch: int, rank: int, ranks: int) -> list[Microbatch]:
-        """Return what one rank runs in step ``step`` (counted from 0 in the stage), largest microbatch ``microbatch``.
+        """Return what one rank runs in step ``step``, counted from 0 in the stage.
 
-        Every rank gets the same number of microbatches; only trailing ones are short or empty, and with more than one
-        rank a microbatch never holds more than ceil(B / ranks) samples, so that no rank idles while another works.
+        Every rank gets the same number of microbatches; only the last ones are short or empty. Where ``microbatch``
+        exceeds a rank's share, B / ranks, some ranks have nothing to do: the cut into microbatches does not depend
+        on the ranks, so that dropout, which is drawn for each microbatch, does not either.
 
         Raises:
             InputError: if the batch has fewer samples than there are ranks.
         """
         batch = self.global_batch_samples
         check_batch(batch, ranks)
-        size = min(microbatch, -(-batch // ranks))
-        rounds = -(-batch // (size * ranks))
-        firsts = np.minimum(np.arange(rank, rounds * ranks, ranks, dtype=np.int64) * size, batch)
-        lasts = np.minimum(firsts + size, batch)
+        rounds = -(-batch // (microbatch * ranks))
+        firsts = np.minimum(np.arange(rank, rounds * ranks, ranks, dtype=np.int64) * microbatch, batch)
+        lasts = np.minimum(firsts + microbatch, batch)
         held = np.concatenate([np.arange(a, b) for a, b in zip(firsts, lasts, strict=True)])
         samples = iter(self.samples(step * batch + held))
         return [

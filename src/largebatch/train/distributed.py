@@ -64,7 +64,8 @@ class World:
         if self.ranks == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids)
+        # Buffers are left alone: a broadcast in each forward pass would cost time and a step of its own in evaluation.
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
 def no_exchange(model: nn.Module) -> AbstractContextManager[None]:

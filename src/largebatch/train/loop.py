@@ -199,7 +199,11 @@ class Training:
         memory = measure(self.task, self.model, pair[0], pair[1], self.autocast)
         limit = -(-stage.global_batch_samples // self.world.ranks)
         if self.run.microbatch != "auto":
-            return min(self.run.microbatch, limit), memory
+            if self.run.microbatch > limit and self.world.ranks > 1:
+                self._say(
+                    f"microbatch {self.run.microbatch} leaves ranks idle in stage {stage.name}, {limit} would not"
+                )
+            return min(self.run.microbatch, stage.global_batch_samples), memory
         return largest_microbatch(memory, activation_budget(self.world.device), limit), memory
 
     # One step.

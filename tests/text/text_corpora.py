@@ -1,0 +1,102 @@
+"""Small real corpora for the tests of text, and a way to prepare them in another process."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import largebatch.text
+
+_SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "kra", "stri", "nth")
+# Imports the text part without the package's own __init__, as the workers do: PyTorch is not needed here.
+_SCRIPT = """
+import json, sys, types
+folder, options, out, more = json.loads(sys.argv[1])
+package = sys.modules["largebatch"] = types.ModuleType("largebatch")
+package.__path__ = [folder]
+from largebatch.errors import InputError
+from largebatch.text.options import PrepareOptions
+from largebatch.text.prepare import prepare
+if "fsize" in more:
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (more["fsize"], more["fsize"]))
+def told(progress):
+    print(progress.phase, progress.read_bytes, flush=True)
+try:
+    prepare(PrepareOptions(**options), out, progress=told, shard_bytes=more.get("shard_bytes", 1 << 26))
+except InputError as error:
+    print("refused:", error, flush=True)
+    sys.exit(2)
+"""
+
+
+def words(count: int, seed: int) -> list[str]:
+    """Return words in which the first ones are frequent, as in text."""
+    generator = random.Random(seed)
+    vocabulary = ["".join(generator.choices(_SYLLABLES, k=generator.randint(1, 4))) for _ in range(400)]
+    weights = [1 / (1 + rank) for rank in range(len(vocabulary))]
+    return generator.choices(vocabulary, weights, k=count)
+
+
+def documents(count: int, seed: int = 0) -> list[list[str]]:
+    """Return documents of 1 to 8 sentences with capitals, accents, digits and marks."""
+    generator = random.Random(seed)
+    made = []
+    for number in range(count):
+        sentences = []
+        for _ in range(generator.randint(1, 8)):
+            text = words(generator.randint(3, 14), generator.randrange(1 << 30))
+            sentences.append(f"{text[0].capitalize()} {' '.join(text[1:])} {number}, é{generator.randint(0, 99)}.")
+        made.append(sentences)
+    return made
+
+
+def as_text(made: list[list[str]]) -> str:
+    """Return one sentence a line, a blank line between documents."""
+    return "\n\n".join("\n".join(document) for document in made) + "\n"
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def start_preparation(
+    options: dict[str, Any], out: Path, *, hash_seed: int = 0, **more: Any
+) -> "subprocess.Popen[str]":
+    """Start `prepare` in a process of its own, which prints a line for each progress it is told."""
+    package = str(Path(largebatch.text.__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, json.dumps([package, options, str(out), more])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
+        start_new_session=True,
+    )
+
+
+def run_preparation(options: dict[str, Any], out: Path, **more: Any) -> tuple[int, str, str]:
+    """Run `prepare` in a process of its own and return (exit status, output, errors)."""
+    with start_preparation(options, out, **more) as process:
+        output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is still there, and not only its exit status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
