@@ -1,5 +1,6 @@
 """Thin curves keep their extremes; averages and names are tables of numbers."""
 
+import itertools
 import math
 
 import numpy as np
@@ -162,18 +163,20 @@ def test_layer_names_stay_distinct(names: list[str], expected: tuple[str, ...]) 
     [
         (-3.0, 1.0, [0.001, 0.01, 0.1, 1.0, 10.0]),
         (-1.8, 1.13, [0.03, 0.1, 0.3, 1.0, 3.0, 10.0]),
-        (0.0, 1.0, [1.0, 2.0, 5.0, 10.0]),
+        (0.0, 1.0, [1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0]),
+        (math.log10(0.0242), math.log10(0.167), [0.03, 0.05, 0.07, 0.1, 0.15]),
     ],
 )
 def test_round_ratios(low: float, high: float, expected: list[float]) -> None:
     assert _round_ratios(low, high) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("low", "high"), [(-20.0, 30.0), (0.1, 0.11), (-0.3, 0.3), (2.5, 6.0)])
-def test_there_are_a_few_ticks_in_any_range(low: float, high: float) -> None:
-    ratios = _round_ratios(low, high)
-    assert 3 <= len(ratios) <= 9
-    assert all(low - 1e-3 <= math.log10(ratio) <= high + 1e-3 for ratio in ratios)
+@pytest.mark.parametrize(("low", "high"), [(-20.0, 30.0), (0.1, 0.11), (-0.3, 0.3), (2.5, 6.0), (-1.6, -0.7)])
+def test_there_are_a_few_ticks_in_any_range_and_room_between_them(low: float, high: float) -> None:
+    places = [(math.log10(ratio) - low) / (high - low) for ratio in _round_ratios(low, high)]
+    assert 3 <= len(places) <= 9
+    assert all(-0.01 <= place <= 1.01 for place in places)
+    assert all(after - before > 0.1 for before, after in itertools.pairwise(places))
 
 
 # --- markup -----------------------------------------------------------------------------------------

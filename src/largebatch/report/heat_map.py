@@ -62,14 +62,17 @@ class HeatMap:
 
 
 def _round_ratios(low: float, high: float) -> list[float]:
-    """Return four to eight round ratios between two logarithms: powers of ten, and 3, or 2 and 5, between them."""
+    """Return round ratios between two logarithms, far enough apart for their names: the roundest come first."""
     powers = range(math.floor(low), math.ceil(high) + 1)
-    for digits in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
-        ratios = [float(f"{digit}e{power}") for power in powers for digit in digits]
-        ratios = [ratio for ratio in ratios if low <= math.log10(ratio) <= high]
-        if len(ratios) >= 4:
-            return ratios[:: -(-len(ratios) // 8)]
-    return [float(f"{10**value:.3g}") for value in np.linspace(low, high, 6)[1:-1]]
+    chosen: list[float] = []
+    for digit in (1, 3, 2, 5, 7, 1.5, 4, 6, 8, 9):
+        for ratio in (float(f"{digit}e{power}") for power in powers):
+            place = math.log10(ratio)
+            room = min((abs(place - math.log10(other)) for other in chosen), default=math.inf)
+            if low <= place <= high and room >= 0.12 * (high - low):
+                chosen.append(ratio)
+    evenly = (float(f"{10**place:.4g}") for place in np.linspace(low, high, 6)[1:-1])
+    return sorted(chosen if len(chosen) >= 3 else evenly)
 
 
 def short_names(names: Sequence[str]) -> tuple[str, ...]:

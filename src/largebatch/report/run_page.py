@@ -77,7 +77,8 @@ def render(run: RunFolder) -> str:
         _section(
             "training",
             "How it trained",
-            "What each optimizer step saw and did; a dotted line marks where a stage begins.",
+            "What each optimizer step saw and did."
+            + (" A dotted line marks where a stage begins." if len(run.stages) > 1 else ""),
             _charts(training),
         ),
         _section(

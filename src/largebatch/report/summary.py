@@ -60,7 +60,7 @@ def _text(value: Any) -> str | None:
 def _what(run: RunFolder) -> str:
     task = run.record["run"].get("task")
     task = task if isinstance(task, dict) else {}
-    is_bert = any("mlm_loss" in evaluation.metrics for evaluation in run.evaluations)
+    is_bert = "mlm" in run.train.losses
     model = "A BERT" if is_bert else "A model"
     parameters = run.record.get("parameters")
     if isinstance(parameters, int):
