@@ -311,6 +311,51 @@ def limits(monkeypatch: pytest.MonkeyPatch, piece: int, kept: int) -> Iterator[N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_read_back_from_the_device(dtype: torch.dtype) -> None:
+    """Tensors without data stand for a device: whoever looks at a value, or mixes devices, fails."""
+    made = [nn.Parameter(p.detach().to("meta")) for p in zoo.parameters(zoo.weights(), dtype)]
+    optimizer = zoo.optimizer_over(made, foreach=True, master_weights=True)
+    for p in made:
+        p.grad = torch.zeros_like(p)
+    for _ in range(2):
+        optimizer.step()
+    assert optimizer.grad_norm().is_meta
+    assert all(ratio.is_meta for ratio in optimizer.trust_ratios().values())
+    with pytest.raises(RuntimeError, match="meta"):
+        optimizer.grad_norm().item()
+
+
+def test_the_default_device_is_not_taken_for_that_of_the_parameters() -> None:
+    start, grads = random(3, 4)
+    expected = steps(start, grads, max_grad_norm=1.0)
+    x = nn.Parameter(start.clone())
+    before = torch.get_default_device()
+    torch.set_default_device("meta")
+    try:
+        optimizer = LAMB([x], max_grad_norm=1.0)
+        for g in grads:
+            x.grad = g.clone()
+            optimizer.step()
+        assert optimizer.trust_ratios()["0"].device == x.device
+    finally:
+        torch.set_default_device(before)
+    assert torch.equal(x, expected)
+
+
+@both_backends
+def test_options_may_be_numbers_of_numpy(backend: bool) -> None:
+    start, grads = random(3, 4)
+    options: dict[str, Any] = {"lr": 0.25, "betas": (0.5, 0.75), "eps": 0.125, "weight_decay": 0.5}
+    bounds: dict[str, Any] = {"ratio_bounds": (0.0, 0.5), "phi_bounds": (0.0, 2.0), "max_grad_norm": 0.5}
+    expected = steps(start, grads, **options, **bounds, foreach=backend)
+    same: dict[str, Any] = {
+        name: tuple(map(np.float32, value)) if isinstance(value, tuple) else np.float32(value)
+        for name, value in {**options, **bounds}.items()
+    }
+    assert torch.equal(steps(start, grads, **same, foreach=backend), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_foreach_needs_bounded_memory(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     piece, kept = 1 << 12, 1 << 14
 

@@ -98,8 +98,8 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str, message: str) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"run.json is damaged: it is no JSON text"),
-        ("\udcff", r"run.json is damaged: it is no JSON text"),
+        ("{", r"run.json is damaged or missing"),
+        ("\udcff", r"run.json is damaged or missing"),
         ("[]", "is no record of a run in format version 1"),
         ('{"format_version": 2}', "is no record of a run in format version 1"),
         ('{"format_version": 1}', "is damaged: it names no stages"),

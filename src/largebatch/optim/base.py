@@ -97,8 +97,7 @@ class TrustRatioOptimizer(Optimizer, ABC):
                 ratio_bounds=group["ratio_bounds"],
             )
             lr = group["lr"]
-            if isinstance(lr, Tensor):
-                lr = lr.reshape(()).to(ratios.device, non_blocking=True)
+            lr = _on(ratios.device, lr.reshape(())) if isinstance(lr, Tensor) else float(lr)
             call.phases.apply_(call.layers, rule, ratios, lr)
             self._record.append((call.places, ratios.detach()))
         return loss
@@ -112,7 +111,7 @@ class TrustRatioOptimizer(Optimizer, ABC):
                 phases = self._phases[self._backend(group, device, native)]
                 for portion in portions(some, phases.elements_at_once(device)):
                     steps = [self._state_of(p, group)["step"] for _, p, _ in portion]
-                    torch._foreach_add_(steps, torch.ones((), dtype=torch.float32), alpha=1.0)
+                    torch._foreach_add_(steps, torch.ones((), dtype=torch.float32, device="cpu"), alpha=1.0)
                     layers, places = layers_of(
                         portion,
                         self.state,
@@ -129,12 +128,12 @@ class TrustRatioOptimizer(Optimizer, ABC):
         if not clipped:
             return
         device = clipped[0].layers.g[0].device
-        sums = [call.phases.squares(call.layers.g).to(device, non_blocking=True) for call in clipped]
+        sums = [_on(device, call.phases.squares(call.layers.g)) for call in clipped]
         norm = norms_from_sums(torch.stack(sums).sum(), 2)
         for call in clipped:
             # A zero norm makes the quotient infinite, which the clamp takes back to 1.
             scale = (call.group["max_grad_norm"] / norm).clamp(max=1)
-            call.layers.g_scale = scale.to(call.layers.g[0].device, non_blocking=True)
+            call.layers.g_scale = _on(call.layers.g[0].device, scale)
 
     def _backend(self, group: dict[str, Any], device: torch.device, native: bool) -> str:
         if group["differentiable"] or group["foreach"] is False:
@@ -167,7 +166,7 @@ class TrustRatioOptimizer(Optimizer, ABC):
             parameters = (p for group in self.param_groups for p in group["params"])
             return torch.zeros((), dtype=torch.float64, device=next(parameters).device)
         device, _ = next(iter(gradients))
-        sums = [foreach.squares(grads).to(device, non_blocking=True) for grads in gradients.values()]
+        sums = [_on(device, foreach.squares(grads)) for grads in gradients.values()]
         return torch.stack(sums).sum().sqrt()
 
     def trust_ratios(self) -> dict[str, Tensor]:
@@ -307,3 +306,8 @@ def _prepare(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]
         for key, p in zip(new["params"], old["params"], strict=True):
             check_parameter(str(key), p, new["stacked"])
     return {**state_dict, "state": states, "param_groups": loaded}
+
+
+def _on(device: torch.device, a: Tensor) -> Tensor:
+    # Without waiting, except for what the CPU is to read: that could be read before it has come.
+    return a.to(device, non_blocking=device.type != "cpu")

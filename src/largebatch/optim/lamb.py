@@ -190,10 +190,10 @@ class LAMB(TrustRatioOptimizer):
     def _rule(self, group: dict[str, Any]) -> LambRule:
         beta1, beta2 = group["betas"]
         return LambRule(
-            beta1=beta1,
-            beta2=beta2,
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
+            beta1=float(beta1),
+            beta2=float(beta2),
+            eps=float(group["eps"]),
+            weight_decay=float(group["weight_decay"]),
             bias_correction=group["bias_correction"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],

@@ -39,7 +39,7 @@ def new_state(p: Tensor, moments: Iterable[str]) -> dict[str, Any]:
     zeros = {
         key: torch.zeros_like(p, dtype=STATE_DTYPE[p.dtype], memory_format=torch.preserve_format) for key in moments
     }
-    return {"step": torch.zeros((), dtype=torch.float32), **zeros}
+    return {"step": torch.zeros((), dtype=torch.float32, device="cpu"), **zeros}
 
 
 def master_of(p: Tensor) -> Tensor:

@@ -38,8 +38,8 @@ def trust_ratios(sums: Tensor, *, adapt: bool, norm: Norm, phi_bounds: Bounds, r
     x, u = norms[:, :1], norms[:, 1:]
     # Asked as "== 0", not as "> 0": a norm that is not a number has to show in the step.
     zero = (x == 0) | (u == 0)
-    phi = x if phi_bounds is None else x.clamp(*phi_bounds)
+    phi = x if phi_bounds is None else x.clamp(*map(float, phi_bounds))
     ratio = phi / torch.where(zero, 1.0, u)
     if ratio_bounds is not None:
-        ratio = ratio.clamp(*ratio_bounds)
+        ratio = ratio.clamp(*map(float, ratio_bounds))
     return torch.where(zero, 1.0, ratio)

@@ -4,10 +4,8 @@ Columns, because a run of a million steps would fill the memory as dictionaries.
 not finite (null) is NaN.
 """
 
-import json
 import math
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from largebatch.errors import InputError
-
-FORMAT_VERSION = 1
+from largebatch.train.ledger import numbered_lines
+from largebatch.train.run_record import read_run_record
 
 Numbers = NDArray[np.float64]
 
@@ -115,7 +113,7 @@ class RunFolder:
         """
         record = _read_record(folder)
         gathered = _Gathered()
-        for number, line in _read_lines(folder / "metrics.jsonl"):
+        for number, line in numbered_lines(folder / "metrics.jsonl"):
             try:
                 gathered.add(line)
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -135,18 +133,12 @@ class RunFolder:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder, a run folder with run.json and metrics.jsonl is needed")
-    if not path.is_file():
-        raise InputError(f"{folder} holds no run.json, the folder of a run is needed")
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: it is no JSON text") from error
-    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path} is no record of a run in format version {FORMAT_VERSION}")
-    return record
+    for name in ("run.json", "metrics.jsonl"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} holds no {name}, the folder of a run is needed")
+    return read_run_record(folder)
 
 
 def _planned_stages(path: Path, record: dict[str, Any]) -> tuple[PlannedStage, ...]:
@@ -175,23 +167,6 @@ def _planned_stages(path: Path, record: dict[str, Any]) -> tuple[PlannedStage, .
     if not stages:
         raise InputError(f"{path} is damaged: it names no stages with steps and a global batch")
     return tuple(stages)
-
-
-def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of each whole line; a torn last line is left out."""
-    if not path.is_file():
-        raise InputError(f"{path.parent} holds no metrics.jsonl, the folder of a run is needed")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                found = json.loads(line)
-            except ValueError:
-                found = None
-            if not isinstance(found, dict):
-                raise InputError(f"{path}, line {number}: no JSON object stands there")
-            yield number, found
 
 
 def _number(value: Any) -> float:

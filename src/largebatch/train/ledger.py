@@ -71,6 +71,12 @@ def read_ledger(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: if a line that is not the last is no JSON object.
     """
+    for _, record in numbered_lines(path):
+        yield record
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) as ``read_ledger`` does."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -81,4 +87,4 @@ def read_ledger(path: Path) -> Iterator[dict[str, Any]]:
                 record = None
             if not isinstance(record, dict):
                 raise InputError(f"{path}, line {number}: no JSON object stands there")
-            yield record
+            yield number, record

@@ -126,7 +126,15 @@ class Training:
 
         def open_files() -> None:
             parameters = sum(p.numel() for p in self.model.parameters())
-            write_run_record(self.folder, self.run, self.origin, parameters, session, self.world)
+            write_run_record(
+                self.folder,
+                self.run,
+                self.origin,
+                session,
+                self.world,
+                optimizer_name=type(self.optimizer).__name__,
+                parameters=parameters,
+            )
             (self.folder / STOPPED_FILE).unlink(missing_ok=True)
             self.ledger = Ledger(self.folder / "metrics.jsonl", keep_bytes=ledger_bytes)
 

@@ -79,7 +79,14 @@ def read_run_record(folder: Path) -> dict[str, Any]:
 
 
 def write_run_record(
-    folder: Path, run: Run[Any, Any], origin: Origin, parameters: int, session: Mapping[str, Any], world: World
+    folder: Path,
+    run: Run[Any, Any],
+    origin: Origin,
+    session: Mapping[str, Any],
+    world: World,
+    *,
+    optimizer_name: str,
+    parameters: int,
 ) -> None:
     """Write run.json at the beginning of a run, or add a session to it at a resume."""
     path = folder / "run.json"
@@ -100,6 +107,7 @@ def write_run_record(
             "recipe_name": origin.recipe_name,
             "overrides": list(origin.overrides),
             "run": run.as_dict(),
+            "optimizer_name": optimizer_name,
             "parameters": parameters,
             "commit": _commit(),
             "versions": versions(),
