@@ -329,16 +329,12 @@ def test_the_default_device_is_not_taken_for_that_of_the_parameters() -> None:
     start, grads = random(3, 4)
     expected = steps(start, grads, max_grad_norm=1.0)
     x = nn.Parameter(start.clone())
-    before = torch.get_default_device()
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         optimizer = LAMB([x], max_grad_norm=1.0)
         for g in grads:
             x.grad = g.clone()
             optimizer.step()
-        assert optimizer.trust_ratios()["0"].device == x.device
-    finally:
-        torch.set_default_device(before)
+    assert optimizer.trust_ratios()["0"].device == x.device
     assert torch.equal(x, expected)
 
 

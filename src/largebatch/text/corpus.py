@@ -266,7 +266,7 @@ def _load_dataset(name: str, options: PrepareOptions) -> Any:
         dataset = datasets.load_from_disk(path)
     except Exception as error:  # of many libraries and of no common kind
         raise InputError(f"the dataset {name} cannot be opened: {_one_line(error)}") from None
-    splits = dataset if isinstance(dataset, datasets.DatasetDict) else {str(dataset.split or split): dataset}
+    splits = dataset if isinstance(dataset, datasets.DatasetDict) else {str(dataset.split or "train"): dataset}
     if split not in splits:
         raise InputError(f"the dataset {name} has no split {split!r}: it has {', '.join(map(str, splits))}")
     return splits[split]

@@ -67,7 +67,7 @@ def prepare(
     Raises InputError, in one sentence, for whatever is wrong with the source, the vocabulary, the options or the
     place to write to.
     """
-    out = Path(out).absolute()
+    out = Path(out).resolve()
     report = progress or (lambda _: None)
     source = open_source(options)
     path = Path(options.vocabulary).expanduser() if options.vocabulary else None
@@ -101,19 +101,19 @@ class _Preparation:
         vocabulary, records = self._attempt(held_out)
         documents = sum(record.documents for record in records)
         if documents == 0:
-            raise InputError(f"the source {self.options.source} holds no text")
+            raise self._refusal("holds no text")
         if held_out.threshold and not any(record.held_out_documents for record in records):
             if documents == 1:
-                raise InputError(
-                    f"the source {self.options.source} is one document, of which no part can be held out: separate "
-                    "documents, by blank lines for example, or set held_out_fraction to 0"
+                raise self._refusal(
+                    "is one document, of which no part can be held out: separate documents, by blank lines for "
+                    "example, or set held_out_fraction to 0"
                 )
             lowest = min(record.lowest_hash for record in records)
             vocabulary, records = self._attempt(held_out.with_lowest(lowest))
         if not any(record.train_documents for record in records):
-            raise InputError(
-                f"of the {documents} documents in {self.options.source} none is left for training: choose a smaller "
-                "held_out_fraction or more text"
+            raise self._refusal(
+                f"has {documents} documents, none of which is left for training: choose a smaller held_out_fraction "
+                "or add text"
             )
         self.partial.publish(
             {name for record in records for name in record.files},
@@ -127,6 +127,11 @@ class _Preparation:
                 "tokenizers": version("tokenizers"),
             },
         )
+
+    def _refusal(self, reason: str) -> InputError:
+        """Return the error for a source that was read to its end in vain; nothing of it is worth keeping."""
+        self.partial.clear()
+        return InputError(f"the source {self.options.source} {reason}")
 
     def _attempt(self, held_out: HeldOut) -> tuple[wordpiece.Vocabulary, list[ShardRecord]]:
         vocabulary = self.given or self._train(held_out)

@@ -21,8 +21,8 @@ _LETTERS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J, U.S, e.g
 _OPENING = "\"'“‘«(["
 _KNOWN = """
     adm al approx apr assn assoc aug ave bros ca capt cf cmdr co col comdr corp dec dept dr ed eds eq eqs est etc feb
-    fig figs ft gen gov hon inc jan jr jul jun lt ltd maj mar messrs mr mrs ms mt nov oct op p pp prof pvt rep rev sec sect
-    sen sep sept ser sgt sr st vol vols vs viz
+    fig figs ft gen gov hon inc jan jr jul jun lt ltd maj mar messrs mr mrs ms mt nov oct op p pp prof pvt rep rev sec
+    sect sen sep sept ser sgt sr st vol vols vs viz
 """
 _ABBREVIATIONS = frozenset(_KNOWN.split())
 _BEFORE_NUMBERS = frozenset(("no", "nos"))  # words of their own where no number follows
