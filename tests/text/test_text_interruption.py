@@ -6,47 +6,60 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from text_corpora import as_text, children_of, documents, folder_bytes, is_alive, run_preparation, start_preparation
+from text_corpora import as_text, documents, folder_bytes, is_alive, run_preparation, start_preparation
 
 from largebatch.errors import InputError
 from largebatch.text.options import PrepareOptions
 from largebatch.text.prepare import prepare
+from largebatch.text.shards import file_record
 
 SHARD_BYTES = 8000
 MADE = documents(200, seed=3)
-UNITS = len(as_text(MADE)) // (SHARD_BYTES // 32)  # as many lines of progress in each of the two phases, at most
 SMALL: dict[str, Any] = {"vocabulary_size": 300, "held_out_fraction": 0.1, "workers": 2}
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A source, and what a preparation in one go makes of it."""
+
+    source: Path
+    content: dict[str, bytes]
+    units: int
+    """Calls of progress in each of the two phases."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"source": str(self.source), **SMALL}
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    """The source, and the bytes of a corpus that was prepared in one go."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A corpus that was prepared in one go."""
+    folder = tmp_path_factory.mktemp("whole")
     source = folder / "made.txt"
     source.write_text(as_text(MADE), encoding="utf-8")
-    prepare(PrepareOptions(source=str(source), **SMALL), folder / "out", shard_bytes=SHARD_BYTES)
-    return source, folder_bytes(folder / "out")
+    phases: list[str] = []
+    options = PrepareOptions(source=str(source), **SMALL)
+    prepare(options, folder / "out", shard_bytes=SHARD_BYTES, progress=lambda told: phases.append(told.phase))
+    assert phases.count("vocabulary") == phases.count("encoding") > 100
+    return Whole(source, folder_bytes(folder / "out"), phases.count("encoding"))
 
 
-def killed(options: dict[str, Any], out: Path, lines: int, sent: signal.Signals = signal.SIGKILL) -> int:
-    """Start a preparation, end it after so many lines of progress, see its workers end; return its status."""
-    with start_preparation(options, out, shard_bytes=SHARD_BYTES) as process:
-        assert process.stdout is not None
-        for _ in range(lines):
-            if not process.stdout.readline():
-                break
-        workers = children_of(process.pid) if process.poll() is None else []
-        process.send_signal(sent)
-        process.communicate(timeout=60)
-    deadline = time.monotonic() + 30
+def killed(options: dict[str, Any], out: Path, calls: int, sent: signal.Signals = signal.SIGKILL) -> int:
+    """Start a preparation that ends itself after so many units; see its workers end; return its status."""
+    status, output, _ = run_preparation(options, out, shard_bytes=SHARD_BYTES, calls=calls, signal=sent)
+    workers = [int(pid) for line in output.splitlines() if line.startswith("workers") for pid in line.split()[1:]]
+    assert workers
+    deadline = time.monotonic() + 60
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_alive, workers)), "a worker outlives the preparation"
-    return process.returncode
+    return status
 
 
 def finished(out: Path) -> set[str]:
@@ -61,47 +74,40 @@ def complete(options: dict[str, Any], out: Path) -> dict[str, bytes]:
     return folder_bytes(out)
 
 
-def interrupted(source: Path, out: Path) -> dict[str, Any]:
-    """Leave an unfinished folder with several finished shards; return the options."""
-    options = {"source": str(source), **SMALL}
-    assert killed(options, out, UNITS * 8 // 5) == -signal.SIGKILL
+def interrupted(options: dict[str, Any], out: Path, units: int) -> None:
+    """Leave an unfinished folder with several finished shards."""
+    assert killed(options, out, units) == -signal.SIGKILL
     assert not out.exists()
-    assert len(finished(out)) > 3
-    return options
+    assert 3 < len(finished(out)) < 8
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_bytes(
-    uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path, sent: signal.Signals
+    whole: Whole, tmp_path: Path, sent: signal.Signals
 ) -> None:
-    source, expected = uninterrupted
-    options = {"source": str(source), **SMALL}
     out = tmp_path / "out"
     had: set[str] = set()
-    for number, lines in enumerate((3, UNITS * 5 // 4, UNITS * 8 // 5)):  # the first while the vocabulary is read
-        assert killed({**options, "workers": 1 + number % 3}, out, lines, sent) != 0
+    for workers, calls in ((1, 3), (2, whole.units * 5 // 4), (3, whole.units * 8 // 5)):  # first in the vocabulary
+        assert killed({**whole.options, "workers": workers}, out, calls, sent) != 0
         assert not out.exists()
-        now = finished(out)
-        assert had <= now
-        had = now
+        assert had <= finished(out)
+        had = finished(out)
     assert len(had) > 3
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "out.partial").glob("train-0000[012].*")}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.partial").glob("train-0000[012].*")}
     assert len(kept) == 9
-    assert complete(options, out) == expected
-    assert {p: (out / p.name).stat().st_mtime_ns for p in kept} == kept  # taken over, not made again
+    assert complete(whole.options, out) == whole.content
+    assert {path: (out / path.name).stat().st_mtime_ns for path in kept} == kept  # taken over, not made again
 
 
 @pytest.mark.slow
-def test_many_kills_at_many_places(uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
-    source, expected = uninterrupted
-    options = {"source": str(source), **SMALL}
-    for turn in range(4):
+def test_many_kills_at_any_moment(whole: Whole, tmp_path: Path) -> None:
+    for turn in range(5):
         out = tmp_path / f"out{turn}"
         for kill in range(8):
-            if out.exists():
-                break
-            killed(options, out, 1 + (turn * 101 + kill * 167) % (2 * UNITS))
-        assert complete(options, out) == expected
+            with start_preparation(whole.options, out, shard_bytes=SHARD_BYTES) as process:
+                time.sleep(0.3 + 0.17 * kill + 0.05 * turn)
+                process.kill()
+        assert complete(whole.options, out) == whole.content
 
 
 def _flip(partial: Path) -> None:
@@ -125,91 +131,66 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_unfinished_folder_is_not_trusted(
-    uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path, damage: str
-) -> None:
-    source, expected = uninterrupted
-    options = interrupted(source, tmp_path / "out")
+def test_a_damaged_unfinished_folder_is_not_trusted(whole: Whole, tmp_path: Path, damage: str) -> None:
+    interrupted(whole.options, tmp_path / "out", whole.units * 8 // 5)
     DAMAGE[damage](tmp_path / "out.partial")
-    assert complete(options, tmp_path / "out") == expected
+    assert complete(whole.options, tmp_path / "out") == whole.content
 
 
-def test_without_its_checksum_a_changed_bit_would_come_through(
-    uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path
-) -> None:
-    from largebatch.text.shards import file_record
-
-    source, expected = uninterrupted
-    options = interrupted(source, tmp_path / "out")
+def test_without_its_checksum_a_changed_bit_would_come_through(whole: Whole, tmp_path: Path) -> None:
+    interrupted(whole.options, tmp_path / "out", whole.units * 8 // 5)
     partial = tmp_path / "out.partial"
     _flip(partial)
     path = partial / ".work" / "shard-00001.json"
     record = json.loads(path.read_text())
     record["files"]["train-00001.tokens.npy"] = file_record(partial / "train-00001.tokens.npy")
     path.write_text(json.dumps(record))
-    assert complete(options, tmp_path / "out") != expected
+    assert complete(whole.options, tmp_path / "out") != whole.content
 
 
 @pytest.mark.parametrize("place", ["first", "middle", "last", "shorter"])
 def test_an_input_that_changed_in_between_gives_what_the_new_input_gives(
-    uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path, place: str
+    whole: Whole, tmp_path: Path, place: str
 ) -> None:
-    text = uninterrupted[0].read_text(encoding="utf-8")
+    # with a given vocabulary the key of the options stays the same: the checksums of the units must tell
+    (tmp_path / "vocab.txt").write_bytes(whole.content["vocab.txt"])
     source = tmp_path / "made.txt"
+    text = whole.source.read_text(encoding="utf-8")
     source.write_text(text, encoding="utf-8")
-    options = {**interrupted(source, tmp_path / "out"), "vocabulary": None}
-    at = {"first": 0, "middle": len(text) // 8, "last": len(text) - 40, "shorter": 0}[place]
-    spot = text.index("a", at)
+    options = {"source": str(source), **SMALL, "vocabulary": str(tmp_path / "vocab.txt")}
+    interrupted(options, tmp_path / "out", whole.units * 3 // 5)
+    spot = text.index("a", {"first": 0, "middle": 3 * SHARD_BYTES, "last": len(text) - 400, "shorter": 0}[place])
     changed = text[: SHARD_BYTES // 2] if place == "shorter" else text[:spot] + "o" + text[spot + 1 :]
     source.write_text(changed, encoding="utf-8")
     assert complete(options, tmp_path / "out") == complete(options, tmp_path / "fresh")
 
 
-def test_a_given_vocabulary_and_a_changed_unit_start_anew(
-    uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path
-) -> None:
-    # with the vocabulary given, the key of the options stays the same: the units' checksums must tell
-    text = uninterrupted[0].read_text(encoding="utf-8")
-    (tmp_path / "vocab.txt").write_bytes(uninterrupted[1]["vocab.txt"])
-    source = tmp_path / "made.txt"
-    source.write_text(text, encoding="utf-8")
-    options = {"source": str(source), **SMALL, "vocabulary": str(tmp_path / "vocab.txt")}
-    killed(options, tmp_path / "out", UNITS * 3 // 5)
-    assert len(finished(tmp_path / "out")) > 3
-    spot = text.index("a", 2 * SHARD_BYTES)
-    source.write_text(text[:spot] + "o" + text[spot + 1 :], encoding="utf-8")
-    assert complete(options, tmp_path / "out") == complete(options, tmp_path / "fresh")
+def test_other_options_start_anew(whole: Whole, tmp_path: Path) -> None:
+    interrupted(whole.options, tmp_path / "out", whole.units * 8 // 5)
+    options = {**whole.options, "seed": 5}
+    assert complete(options, tmp_path / "out") == complete(options, tmp_path / "fresh") != whole.content
 
 
-def test_other_options_start_anew(uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
-    options = interrupted(uninterrupted[0], tmp_path / "out")
-    options["seed"] = 5
-    assert complete(options, tmp_path / "out") == complete(options, tmp_path / "fresh")
-
-
-def test_a_run_killed_before_the_last_rename_is_completed(
-    uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path
-) -> None:
-    source, expected = uninterrupted
-    options = {"source": str(source), **SMALL}
-    complete(options, tmp_path / "out")
+def test_a_run_killed_before_the_last_rename_is_completed(whole: Whole, tmp_path: Path) -> None:
+    complete(whole.options, tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "out.partial")
     (tmp_path / "out").mkdir()
-    assert complete(options, tmp_path / "out") == expected
+    assert complete(whole.options, tmp_path / "out") == whole.content
 
 
 @pytest.mark.parametrize("vocabulary", ["trained", "given"])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
-    uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path, vocabulary: str
+    whole: Whole, tmp_path: Path, vocabulary: str
 ) -> None:
-    source, expected = uninterrupted
-    options = {"source": str(source), **SMALL}
+    options = whole.options
     if vocabulary == "given":
-        (tmp_path / "vocab.txt").write_bytes(expected["vocab.txt"])
+        (tmp_path / "vocab.txt").write_bytes(whole.content["vocab.txt"])
         options["vocabulary"] = str(tmp_path / "vocab.txt")
     # a limit on the size of a file, to which the system answers as to a full disk; the training text is larger,
     # and so is one shard of everything
-    status, output, errors = run_preparation(options, tmp_path / "out", fsize=len(expected["tokenizer.json"]) + 10_000)
+    status, output, errors = run_preparation(
+        options, tmp_path / "out", fsize=len(whole.content["tokenizer.json"]) + 10_000
+    )
     assert status == 2, output + errors
     *_, last = output.splitlines()
     name = "training-text" if vocabulary == "trained" else "out.partial"
@@ -223,18 +204,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "fresh")
 
 
-def test_a_folder_that_another_process_works_in_is_refused(
-    uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path
-) -> None:
-    source, expected = uninterrupted
-    options = {"source": str(source), **SMALL}
-    with start_preparation(options, tmp_path / "out", shard_bytes=SHARD_BYTES) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.send_signal(signal.SIGSTOP)
+def test_a_folder_that_another_process_works_in_is_refused(whole: Whole, tmp_path: Path) -> None:
+    with start_preparation(whole.options, tmp_path / "out", calls=1, signal=signal.SIGSTOP) as process:
+        while "T" not in Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]:
+            assert process.poll() is None
+            time.sleep(0.02)
         with pytest.raises(InputError, match=r"another process is preparing .*out\.partial"):
-            prepare(PrepareOptions(**options), tmp_path / "out")
+            prepare(PrepareOptions(**whole.options), tmp_path / "out")
         process.send_signal(signal.SIGCONT)
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, output + errors
-    assert folder_bytes(tmp_path / "out") == expected
+    assert (tmp_path / "out" / "manifest.json").is_file()

@@ -13,7 +13,8 @@ import largebatch.text
 _SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "kra", "stri", "nth")
 # Imports the text part without the package's own __init__, as the workers do: PyTorch is not needed here.
 _SCRIPT = """
-import json, sys, types
+import json, os, sys, types
+from pathlib import Path
 folder, options, out, more = json.loads(sys.argv[1])
 package = sys.modules["largebatch"] = types.ModuleType("largebatch")
 package.__path__ = [folder]
@@ -23,8 +24,15 @@ from largebatch.text.prepare import prepare
 if "fsize" in more:
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (more["fsize"], more["fsize"]))
+calls = 0
 def told(progress):
+    global calls
     print(progress.phase, progress.read_bytes, flush=True)
+    calls += 1
+    if calls == more.get("calls"):
+        tasks = Path("/proc/self/task").glob("*/children")
+        print("workers", *(child for task in tasks for child in task.read_text().split()), flush=True)
+        os.kill(os.getpid(), more["signal"])
 try:
     prepare(PrepareOptions(**options), out, progress=told, shard_bytes=more.get("shard_bytes", 1 << 26))
 except InputError as error:
@@ -67,7 +75,11 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 def start_preparation(
     options: dict[str, Any], out: Path, *, hash_seed: int = 0, **more: Any
 ) -> "subprocess.Popen[str]":
-    """Start `prepare` in a process of its own, which prints a line for each progress it is told."""
+    """Start `prepare` in a process of its own, which prints a line for each progress it is told.
+
+    `more`: `shard_bytes`; `fsize`, a limit on the size of files; `calls` and `signal`, with which the process ends
+    itself at so many calls of progress, after it printed its workers.
+    """
     package = str(Path(largebatch.text.__file__).parents[1])
     return subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, json.dumps([package, options, str(out), more])],
@@ -84,14 +96,6 @@ def run_preparation(options: dict[str, Any], out: Path, **more: Any) -> tuple[in
     with start_preparation(options, out, **more) as process:
         output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the processes that a process started."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
-    return found
 
 
 def is_alive(pid: int) -> bool:

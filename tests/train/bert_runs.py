@@ -39,6 +39,7 @@ def tiny_bert(batch: int = 12) -> Run[BertPretraining, Lamb]:
             ),
         ),
         optimizer=Lamb(),
+        precision="fp32",
         microbatch=4,
         checkpoint_every_steps=3,
         evaluate_every_steps=5,

@@ -14,8 +14,9 @@ from largebatch.train.distributed import World
 from largebatch.train.ledger import read_ledger
 from largebatch.train.loop import Diverged, Outcome, Training
 from largebatch.train.microbatch import largest_microbatch
+from largebatch.train.precision import best_precision
 from largebatch.train.run import Run
-from largebatch.train.run_record import Origin
+from largebatch.train.run_record import Origin, read_run_record
 from largebatch.train.task import Batch
 from train.toy import ToyTask, toy
 
@@ -236,6 +237,15 @@ def test_bf16_is_close_to_fp32_and_not_equal(tmp_path: Path) -> None:
     exact = losses(toy(), tmp_path / "exact")
     rounded = losses(replace(toy(), precision="bf16"), tmp_path / "rounded")
     assert 0 < farthest(rounded, exact) < 0.1
+
+
+def test_the_automatic_precision_is_recorded_as_what_it_was(tmp_path: Path) -> None:
+    trained = training(replace(toy(), precision="auto"), tmp_path / "run")
+    trained.train(resume=False)
+    assert read_run_record(tmp_path / "run")["run"]["precision"] == best_precision(torch.device("cpu"))
+    assert losses(replace(toy(), precision=best_precision(torch.device("cpu"))), tmp_path / "named").equal(
+        torch.tensor([line["loss"] for line in lines(tmp_path / "run")], dtype=torch.float64)
+    )
 
 
 def test_a_task_sees_the_summed_terms(tmp_path: Path) -> None:

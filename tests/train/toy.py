@@ -146,6 +146,7 @@ def toy(batch: int = 10, steps: int = 12, reset_moments: bool = False, peak_lr: 
             ),
         ),
         optimizer=Lamb(),
+        precision="fp32",
         microbatch=4,
         checkpoint_every_steps=3,
         evaluate_every_steps=5,

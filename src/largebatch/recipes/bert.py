@@ -49,7 +49,6 @@ def _pretraining(task: BertPretraining, plan: Plan) -> PretrainingRun:
         task=task,
         stages=_stages(plan),
         optimizer=Lamb(),
-        precision="bf16",
         evaluate_every_steps=500,
         checkpoint_every_steps=250,
     )

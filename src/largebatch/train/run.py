@@ -79,8 +79,9 @@ class Run(Generic[TaskT, OptimizerT]):
     optimizer: OptimizerT
     seed: int = 0
     """Seed of the initial weights, the order of data, masks and dropout."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; bf16 is autocast, the weights and moments stay float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward and backward pass; bf16 is autocast, the weights and moments stay float32; auto takes
+    bf16 where the device has instructions for it, and the run's record says which it was."""
     microbatch: int | Literal["auto"] = "auto"
     """Samples in one forward and backward pass; auto takes what the memory budget of the device holds."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
