@@ -197,3 +197,13 @@ def test_differentiable_steps_have_the_right_gradient() -> None:
 
     inputs = [torch.randn(2, 3, dtype=torch.float64), g, 0.1 * g, 0.1 + g * g, torch.tensor(0.1, dtype=torch.float64)]
     assert torch.autograd.gradcheck(moved, [a.clone().requires_grad_() for a in inputs])
+
+
+def test_a_differentiable_step_of_a_zero_layer_has_a_finite_gradient() -> None:
+    x, g = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64, requires_grad=True)
+    start = x.clone().requires_grad_()
+    moved = start.clone()
+    moved.grad = g
+    LAMB([moved], lr=0.1, differentiable=True).step()
+    for gradient in torch.autograd.grad(moved.sum(), (start, g)):
+        assert gradient.isfinite().all()

@@ -1,6 +1,7 @@
 """What must hold for LAMB whatever the numbers, each property beside a variant for which it does not hold."""
 
 import logging
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from largebatch.optim import LAMB, base
+from largebatch.optim.gathering import Member, portions
 from largebatch.optim.kernels import foreach
 from oracle import Lamb as Oracle
 
@@ -302,6 +304,23 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
+@pytest.mark.parametrize(
+    ("sizes", "limit", "expected"),
+    [
+        ([3, 4, 5], 7, [[3, 4], [5]]),
+        ([3, 4, 5], 6, [[3], [4], [5]]),
+        ([9, 1, 1, 0, 9], 2, [[9], [1, 1, 0], [9]]),
+        ([2, 2], math.inf, [[2, 2]]),
+        ([], 5, []),
+    ],
+)
+def test_layers_are_portioned_by_their_elements(sizes: list[int], limit: float, expected: list[list[int]]) -> None:
+    members = [Member(n, torch.empty(size), torch.empty(size)) for n, size in enumerate(sizes)]
+    found = list(portions(members, limit))
+    assert [[member.p.numel() for member in portion] for portion in found] == expected
+    assert [member.number for portion in found for member in portion] == list(range(len(sizes)))
+
+
 @contextmanager
 def limits(monkeypatch: pytest.MonkeyPatch, piece: int, kept: int) -> Iterator[None]:
     with monkeypatch.context() as patch:
@@ -373,6 +392,10 @@ def test_foreach_needs_bounded_memory(monkeypatch: pytest.MonkeyPatch, dtype: to
     assert peak(10**9, kept) > 2 * bound
 
 
+class Marked(Tensor):
+    """A subclass of Tensor, for which multi-tensor operations may not exist."""
+
+
 def test_the_default_chooses_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -384,6 +407,9 @@ def test_the_default_chooses_and_says_so_once(
         optimizer = LAMB([x], foreach=choice)
         optimizer.step()
         optimizer.step()
+    x = torch.ones(2).as_subclass(Marked).requires_grad_()
+    x.grad = torch.ones(2)
+    LAMB([x]).step()
     assert [record.getMessage() for record in caplog.records] == [
-        "LAMB on cpu: foreach kernels (the default; foreach=... chooses)"
+        f"LAMB on cpu: {kernels} kernels (the default; foreach=... chooses)" for kernels in ("foreach", "plain")
     ]

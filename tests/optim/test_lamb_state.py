@@ -9,9 +9,9 @@ import lamb_zoo as zoo
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from largebatch.optim import LAMB
+from largebatch.optim import LAMB, layer_groups
 
 
 def saved_and_loaded(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -264,6 +264,30 @@ def test_distributed_checkpoint_initialises_the_state_and_leaves_the_weights() -
     assert set(found["state"]) == {"weight", "bias"}
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_distributed_checkpoint_resumes_to_the_bit() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).bfloat16()
+
+    def made(model: nn.Module) -> LAMB:
+        return LAMB(layer_groups(model), lr=0.1, master_weights=True)
+
+    def step(model: nn.Module, optimizer: LAMB) -> None:
+        optimizer.zero_grad()
+        model(torch.ones(2, 3, dtype=torch.bfloat16)).square().sum().backward()
+        optimizer.step()
+
+    optimizer = made(model)
+    for _ in range(3):
+        step(model, optimizer)
+    twin = copy.deepcopy(model)
+    other, fresh = made(twin), copy.deepcopy(model)
+    set_optimizer_state_dict(twin, other, copy.deepcopy(get_optimizer_state_dict(model, optimizer)))
+    step(model, optimizer)
+    step(twin, other)
+    step(fresh, made(fresh))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
 
 
 def test_a_frozen_layer_keeps_its_state_and_its_step_count() -> None:

@@ -199,6 +199,8 @@ def test_tied_weights_appear_once_and_any_of_their_names_counts() -> None:
     assert named(groups) == {"copied", "embedding.weight", "norm.weight", "norm.bias"}
     assert named(groups, decays=False) == {"copied", "norm.weight", "norm.bias"}, "copied is also head.bias"
     assert named(groups, adapts=False) == {"copied", "embedding.weight"}
+    shared = layer_groups(model, no_decay=("again",))
+    assert named(shared, decays=False) == {"norm.weight", "norm.bias"}, "a module under two names"
     LAMB(groups)
 
 

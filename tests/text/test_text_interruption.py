@@ -81,6 +81,14 @@ def interrupted(options: dict[str, Any], out: Path, units: int) -> None:
     assert 3 < len(finished(out)) < 8
 
 
+@pytest.fixture(scope="module")
+def unfinished(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that is left of a preparation killed in the middle."""
+    out = tmp_path_factory.mktemp("unfinished") / "out"
+    interrupted(whole.options, out, whole.units * 8 // 5)
+    return out.with_name("out.partial")
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_bytes(
     whole: Whole, tmp_path: Path, sent: signal.Signals
@@ -131,15 +139,16 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_unfinished_folder_is_not_trusted(whole: Whole, tmp_path: Path, damage: str) -> None:
-    interrupted(whole.options, tmp_path / "out", whole.units * 8 // 5)
+def test_a_damaged_unfinished_folder_is_not_trusted(
+    whole: Whole, unfinished: Path, tmp_path: Path, damage: str
+) -> None:
+    shutil.copytree(unfinished, tmp_path / "out.partial")
     DAMAGE[damage](tmp_path / "out.partial")
     assert complete(whole.options, tmp_path / "out") == whole.content
 
 
-def test_without_its_checksum_a_changed_bit_would_come_through(whole: Whole, tmp_path: Path) -> None:
-    interrupted(whole.options, tmp_path / "out", whole.units * 8 // 5)
-    partial = tmp_path / "out.partial"
+def test_without_its_checksum_a_changed_bit_would_come_through(whole: Whole, unfinished: Path, tmp_path: Path) -> None:
+    partial = shutil.copytree(unfinished, tmp_path / "out.partial")
     _flip(partial)
     path = partial / ".work" / "shard-00001.json"
     record = json.loads(path.read_text())
@@ -165,8 +174,8 @@ def test_an_input_that_changed_in_between_gives_what_the_new_input_gives(
     assert complete(options, tmp_path / "out") == complete(options, tmp_path / "fresh")
 
 
-def test_other_options_start_anew(whole: Whole, tmp_path: Path) -> None:
-    interrupted(whole.options, tmp_path / "out", whole.units * 8 // 5)
+def test_other_options_start_anew(whole: Whole, unfinished: Path, tmp_path: Path) -> None:
+    shutil.copytree(unfinished, tmp_path / "out.partial")
     options = {**whole.options, "seed": 5}
     assert complete(options, tmp_path / "out") == complete(options, tmp_path / "fresh") != whole.content
 

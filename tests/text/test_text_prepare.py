@@ -104,10 +104,10 @@ def test_all_formats_and_compressions_give_the_same_documents(tmp_path: Path, ki
 
 
 @pytest.mark.parametrize("kind", ["saved", "saved splits", "parquet", "json"])
-def test_hugging_face_datasets_on_disk(tmp_path: Path, kind: str) -> None:
-    import datasets
+def test_hugging_face_datasets_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    import datasets.config
 
-    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))  # lock files go there
     rows = datasets.Dataset.from_dict({"body": ["\n".join(document) for document in MADE], "id": list(range(120))})
     source = f"hf:{tmp_path / 'data'}"
     if kind == "saved":

@@ -133,16 +133,16 @@ from pathlib import Path
 from largebatch.text import shards
 if sys.argv[2] == "all":
     shards._mapped = __import__("functools").cache(shards._mapped.__wrapped__)
-resource.setrlimit(resource.RLIMIT_NOFILE, (700, 700))
+resource.setrlimit(resource.RLIMIT_NOFILE, (600, 600))
 corpus = shards.PreparedCorpus.open(Path(sys.argv[1]))
 for turn in range(2):
-    assert [corpus.train.document(n)[0].tolist() for n in range(corpus.train.documents)] == [[5, 6]] * 250
+    assert [corpus.train.document(n)[0].tolist() for n in range(corpus.train.documents)] == [[5, 6]] * 210
 """
 
 
 @pytest.mark.parametrize("maps", ["bounded", "all"])
 def test_a_corpus_may_have_more_files_than_a_process_may_open(tmp_path: Path, maps: str) -> None:
-    for number in range(250):
+    for number in range(210):
         write_shard(tmp_path, "train", number, [[[5, 6]]])
     write_manifest(tmp_path, vocabulary_size=12, special_ids=SPECIAL)
     told = subprocess.run([sys.executable, "-c", _MANY, str(tmp_path), maps], capture_output=True, check=False)

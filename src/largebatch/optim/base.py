@@ -183,8 +183,11 @@ class TrustRatioOptimizer(Optimizer, ABC):
         found: dict[str, Tensor] = {}
         numbered = ((group, p) for group in self.param_groups for p in group["params"])
         for n, (name, (group, p)) in enumerate(zip(self._names(), numbered, strict=True)):
-            shape = (self._directions, group["stacked"][1] if group["stacked"] else 1)
-            found[name] = taken.get(n, torch.full(shape, math.nan, dtype=torch.float64, device=p.device))
+            if n in taken:
+                found[name] = taken[n]
+            else:
+                shape = (self._directions, group["stacked"][1] if group["stacked"] else 1)
+                found[name] = torch.full(shape, math.nan, dtype=torch.float64, device=p.device)
         return found
 
     def _names(self) -> list[str]:

@@ -77,5 +77,5 @@ def restore(p: Tensor, key: str, value: Any) -> Any:
     if value.shape == p.shape and (value.is_floating_point() or value.is_complex()):
         # Into the parameter's own strides, which the kernels are fastest with.
         own = torch.empty_like(p, dtype=STATE_DTYPE[p.dtype], memory_format=torch.preserve_format)
-        return own.copy_(value.detach()).requires_grad_(value.requires_grad)
+        return own.copy_(value.detach())
     return value.to(p.device, copy=True)

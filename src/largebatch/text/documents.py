@@ -1,7 +1,7 @@
 """Raw text to documents: a document is a list of sentences.
 
 A *part* is a run of bytes from one file that begins and ends at a document's boundary; a *unit* is a list of
-parts, about two megabytes, that a worker process turns into documents in one go.
+parts, about half a megabyte, that a worker process turns into documents in one go.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """From a source to a prepared corpus: read, choose the held-out part, train or load WordPiece, encode, publish.
 
-One process reads and cuts the text into units of about two megabytes; a pool of workers decodes and encodes
+One process reads and cuts the text into units of half a megabyte or more; a pool of workers decodes and encodes
 them; the results, in the order of reading, become shards of about 64 MB of text. What a shard holds depends on
 the input and the options only: not on the number of workers, on timing, or on how often the run was interrupted.
 """
@@ -28,7 +28,7 @@ from largebatch.text.processes import WorkerPool, usable_cores
 from largebatch.text.shards import MANIFEST, PreparedCorpus, read_manifest
 
 SHARD_BYTES = 1 << 26
-_UNITS_PER_SHARD = 32
+_UNITS_PER_SHARD = 128
 
 
 @dataclass(frozen=True, kw_only=True)
