@@ -23,7 +23,8 @@ def seconds(name: str) -> float:
 
 def main() -> None:
     """Measure in turns, print and record."""
-    seconds("torch"), seconds("largebatch")  # both read from the disk once
+    for name in ("torch", "largebatch"):  # both read from the disk once
+        seconds(name)
     rounds = [{"torch": seconds("torch"), "largebatch": seconds("largebatch")} for _ in range(ROUNDS)]
     ratio = statistics.median(turn["largebatch"] / turn["torch"] for turn in rounds)
     write_result("import_time", {"what": "seconds of an import in a fresh process", "ratio": ratio, "rounds": rounds})

@@ -28,7 +28,7 @@ from largebatch.text.prepare import prepare
 from largebatch.text.processes import WorkerPool, usable_cores
 from largebatch.text.wordpiece import encoder, load
 
-BATCH_SENTENCES = 10_000
+BATCH_SENTENCES = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from largebatch.bert import pretraining
+from largebatch.bert.dataset import _round_slots
 from largebatch.bert.masking import IGNORED
 from largebatch.bert.pretraining import BertPretraining
 from largebatch.errors import InputError
@@ -481,3 +482,17 @@ def test_model_has_the_sizes_and_the_dropout_of_the_fields(task: BertPretraining
     assert (config.intermediate_size, config.max_position_embeddings, config.vocab_size) == (64, 48, len(PIECES))
     assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.3, 0.2)
     assert config.pad_token_id == SPECIAL.pad
+
+
+def _wasteful_or_many(round_up: Callable[[int], int]) -> bool:
+    """Say whether a rounding of the number of slots adds more than a sixteenth, or lets too many sizes occur."""
+    sizes = [count + round_up(count) for count in range(1, 5000)]
+    waste = max((size - count) / count for count, size in enumerate(sizes, start=1))
+    return waste > 1 / 16 or len(set(sizes)) > 160
+
+
+def test_few_numbers_of_slots_occur_and_few_slots_are_wasted() -> None:
+    assert not _wasteful_or_many(_round_slots)
+    assert _wasteful_or_many(lambda count: 0)
+    assert _wasteful_or_many(lambda count: (1 << count.bit_length()) - count)
+    assert _wasteful_or_many(lambda count: -count % 64)

@@ -98,6 +98,8 @@ def test_leaving_the_block_ends_a_busy_worker() -> None:
     with WorkerPool(1) as pool:
         worker = pool.submit(worker_functions.process_id).result()
         waiting = pool.submit(worker_functions.wait, 10_000)
+        while not waiting.running():
+            time.sleep(0.01)
     assert not is_alive(worker)
     assert isinstance(waiting.exception(), WorkerDied)
 

@@ -87,7 +87,8 @@ def collate(samples: Sequence[MaskedPair], *, fixed_shapes: bool = False) -> dic
         ``input_ids`` int64 [B, L]; ``token_type_ids`` int64 [B, L], 1 for B and its [SEP]; ``attention_mask`` bool
         [B, L], True up to the last [SEP]; ``masked_positions`` int64 [M], row * L + position; ``masked_labels``
         int64 [M]; ``next_sentence_labels`` int64 [B], 1 where B is from another document. M is the number of
-        predicted tokens, or B * P with ``fixed_shapes``.
+        predicted tokens, rounded up by at most a sixteenth with slots labelled ``IGNORED``; B * P with
+        ``fixed_shapes``.
     """
     tokens, first, second, is_random, positions, labels = zip(*samples, strict=True)
     input_ids = np.stack(tokens)
@@ -102,7 +103,9 @@ def collate(samples: Sequence[MaskedPair], *, fixed_shapes: bool = False) -> dic
         flat, targets = flat.reshape(-1), targets.reshape(-1)
     else:
         used = targets != IGNORED
-        flat, targets = flat[used], targets[used]
+        unused = _round_slots(int(used.sum()))
+        flat = np.concatenate([flat[used], np.zeros(unused, np.int64)])
+        targets = np.concatenate([targets[used], np.full(unused, IGNORED, np.int64)])
     arrays = {
         "input_ids": input_ids,
         "token_type_ids": (attention & (places >= first_end)).astype(np.int64),
@@ -112,3 +115,13 @@ def collate(samples: Sequence[MaskedPair], *, fixed_shapes: bool = False) -> dic
         "next_sentence_labels": np.array(is_random, np.int64),
     }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _round_slots(predicted: int) -> int:
+    """Return how many slots to add, so that only a few numbers of them occur.
+
+    Matrix kernels are prepared, and kept, for each shape that they meet: with every number of predicted tokens there is
+    (some hundreds), the cache of oneDNN alone held 2 GB.
+    """
+    unit = 1 << max(0, predicted.bit_length() - 5)
+    return -predicted % unit

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from largebatch.command_line import nearest, parse, parse_known
 from largebatch.errors import InputError
@@ -50,7 +50,7 @@ def find_recipe(name: str) -> tuple[Recipe, str]:
     recipe: Any = getattr(module, function_name, None)
     if not callable(recipe):
         raise InputError(f"there is no recipe {name!r}: {module_name} has no function {function_name}")
-    return recipe, dotted
+    return cast(Recipe, recipe), dotted
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from largebatch.errors import InputError
 from largebatch.text import pydocs
-from largebatch.text.documents import Format, Part, Unit, as_unit, encodable, text_of
+from largebatch.text.documents import Format, Part, Unit, as_unit, encodable, text_of, unit_bytes
 from largebatch.text.files import COMPRESSIONS, FileContent, InputFile, list_files
 from largebatch.text.options import HUGGING_FACE, PYDOCS, PrepareOptions
 from largebatch.text.processes import WorkerPool
@@ -144,14 +144,18 @@ class PydocsSource:
 
     def __init__(self) -> None:
         self.total_bytes: int | None = None
-        self._documents: list[list[str]] | None = None  # about 10 MB, which take seconds to collect
+        self._parts: list[Part] = []  # about 10 MB, kept because they take seconds to collect
 
     def units(self, unit_size: int, pool: WorkerPool) -> Iterator[tuple[int, Unit]]:
         """See Source."""
-        if self._documents is None:
-            self._documents = pydocs.collect(pool)
-            self.total_bytes = sum(len(as_unit([document], PYDOCS)[0].data) for document in self._documents)
-        yield from _grouped((as_unit([document], PYDOCS)[0] for document in self._documents), unit_size)
+        yield from _grouped(self._parts or self._collected(pool), unit_size)
+
+    def _collected(self, pool: WorkerPool) -> Iterator[Part]:
+        parts: list[Part] = []
+        for document in pydocs.collect(pool):
+            parts += as_unit([document], PYDOCS)
+            yield parts[-1]
+        self._parts, self.total_bytes = parts, unit_bytes(parts)
 
     def identity(self) -> dict[str, Any]:
         """Return the versions of what is read."""

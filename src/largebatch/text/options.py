@@ -39,8 +39,8 @@ class PrepareOptions:
     split for JSON Lines and datasets."""
 
     vocabulary: str | None = None
-    """A vocab.txt (one WordPiece a line) or a tokenizer.json to use; without it WordPiece is trained on the
-    training part."""
+    """A vocab.txt (one WordPiece a line), a tokenizer.json, or a folder that holds one, to use; without it WordPiece
+    is trained on the training part."""
 
     vocabulary_size: int = 8192
     """Entries of a trained vocabulary, special tokens included; a small corpus may give fewer."""

@@ -153,6 +153,7 @@ class _Preparation:
 
     def _train(self, held_out: HeldOut) -> wordpiece.Vocabulary:
         """Copy the training text to a file, counting its characters on the way, and train on it."""
+        self._tell("vocabulary", 0)
         lowercase = self.options.lowercase
         characters: Counter[str] = Counter()
         inner: set[str] = set()
@@ -181,6 +182,7 @@ class _Preparation:
 
     def _encode(self, vocabulary: wordpiece.Vocabulary, held_out: HeldOut) -> Iterator[ShardRecord]:
         """Yield the record of each shard, made now or taken over."""
+        self._tell("encoding", 0)
         places = self._reported(self.pool.map(encode_unit, self._tasks(vocabulary, held_out)))
         for number, group in groupby(places, key=lambda place: place[0].shard):
             units, encoded = zip(*group, strict=True)

@@ -41,14 +41,13 @@ _FILES_PER_TASK = 32
 Document = list[str]
 
 
-def collect(pool: WorkerPool) -> list[Document]:
-    """Return all documents; a document is the docstrings of one module, cut between two of them at 40 lines."""
-    documents = topics()
-    for _, found in pool.map(compiled_documents, ((name, (name,)) for name in _COMPILED.split())):
-        documents += found or []
+def collect(pool: WorkerPool) -> Iterator[Document]:
+    """Yield all documents; a document is the docstrings of one module, cut between two of them at 40 lines."""
+    yield from topics()
+    for _, found in pool.map(compiled_documents, ((None, (name,)) for name in _COMPILED.split())):
+        yield from found or ()
     for _, found in pool.map(source_documents, ((None, (paths,)) for paths in _batches(source_files()))):
-        documents += found or []
-    return documents
+        yield from found or ()
 
 
 def topics() -> list[Document]:
