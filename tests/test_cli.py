@@ -116,7 +116,17 @@ def test_help_of_a_recipe_shows_its_own_options_and_the_run_s(capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["train", TOY, "--help"])
     told = capsys.readouterr().out
-    for option in ("--batch INT", "--reset-moments", "--seed", "--dropout", "--weight-decay", "--microbatch"):
+    for option in (
+        "--out",
+        "--resume",
+        "--dry-run",
+        "--batch INT",
+        "--reset-moments",
+        "--seed",
+        "--dropout",
+        "--weight-decay",
+        "--microbatch",
+    ):
         assert option in told
 
 

@@ -48,6 +48,11 @@ class TrainOptions:
     """Print steps, tokens, rates, memory and expected time, and train nothing."""
 
 
+TRAIN_HELP = """
+--out FOLDER (default: runs/RECIPE), --resume to go on from its newest checkpoint,
+--dry-run to print steps, tokens, rates, memory and expected time only"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """Where the page goes."""
@@ -130,7 +135,7 @@ def _train(arguments: Sequence[str]) -> int:
     from largebatch.train.observers import Display, TensorBoard
 
     options, rest = parse_known(TrainOptions, rest, f"train {name}")
-    run, origin = build_run(name, rest)
+    run, origin = build_run(name, rest, TRAIN_HELP)
     folder = options.out or Path("runs") / origin.recipe_name
     with join_world(run.device) as world:
         training = Training(run, folder, world, [Display(), TensorBoard(folder / "tensorboard")], origin)
@@ -153,9 +158,14 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _after_training(folder: Path, stopped: bool) -> None:
+    from largebatch.report.run_folder import RunFolder
     from largebatch.report.run_page import write_report
+    from largebatch.report.summary import terminal_lines
 
-    write_report(folder)
+    page = write_report(folder)
+    for line in terminal_lines(RunFolder.read(folder)):
+        print(line)
+    print(f"report: {page}")
     if stopped:
         print(f"stopped and saved; the same command with --resume goes on in {folder}")
 

@@ -292,3 +292,29 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     config(intermediate_size=64).save_pretrained(tmp_path / "sizes")
     with pytest.raises(InputError, match=r"has the shape \(48,\), by its config.json it should be \(64,\)"):
         load(tmp_path / "sizes")
+
+
+def _bf16_error(monkeypatch: pytest.MonkeyPatch, longest_unfused: int, batch: dict[str, Tensor]) -> tuple[str, float]:
+    """Return the attention taken under autocast, and the distance of its gradients from those in float32."""
+    monkeypatch.setattr("largebatch.bert.model.LONGEST_UNFUSED", longest_unfused)
+    model, whole = random_model(config(), 1), batch_of()
+    exact = gradients(model, mean_loss(model(**whole), whole))
+    with torch.autocast("cpu", torch.bfloat16):
+        sums = model(**batch)
+    found = gradients(model, mean_loss(sums, whole))
+    distance = sum(float((found[name] - exact[name]).square().sum()) for name in exact)
+    return model._attention, distance**0.5
+
+
+def test_in_bf16_short_sequences_take_the_unfused_attention_and_it_is_as_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, unfused = (_bf16_error(monkeypatch, longest, batch_of()) for longest in (LENGTH - 1, LENGTH))
+    assert (fused[0], unfused[0]) == ("sdpa", "eager")
+    assert unfused[1] <= 2 * fused[1]
+    padding_seen = {**batch_of(), "attention_mask": torch.ones_like(batch_of()["attention_mask"])}
+    assert _bf16_error(monkeypatch, LENGTH, padding_seen)[1] > 2 * fused[1]
+
+
+def test_in_float32_the_fused_attention_is_taken() -> None:
+    model = random_model(config(), 1)
+    model(**batch_of())
+    assert model._attention == "sdpa"

@@ -15,7 +15,9 @@ import pytest
 from made_run import make_lines, make_record, write_run
 
 from largebatch.errors import InputError
+from largebatch.report.run_folder import RunFolder
 from largebatch.report.run_page import write_report
+from largebatch.report.summary import comparisons, terminal_lines
 
 HOSTILE = "</script><script>hostile = 1</script><img src=x onerror='hostile=2'>&amp;\""
 
@@ -362,3 +364,15 @@ def test_style_and_script_are_installed_with_the_package() -> None:
         *(name.removeprefix("report/") for name in patterns["largebatch"]),
     ]
     assert {"*.css", "*.js"} <= set(listed) or {"page.css", "page.js"} <= set(listed)
+
+
+def test_pairs_are_judged_by_the_commoner_answer_where_it_is_known(tmp_path: Path) -> None:
+    record = make_record()
+    lines = [dict(line) for line in make_lines(record)]
+    for line in lines:
+        if line["kind"] == "eval":
+            line["metrics"] = {**line["metrics"], "nsp_accuracy": 0.61, "nsp_majority_accuracy": 0.6}
+    run = RunFolder.read(write_run(tmp_path, record, lines))
+    (found,) = [item for item in comparisons(run) if item.title.startswith("Next-sentence")]
+    assert (found.baseline, found.verdict) == (0.6, "1.0 points above always giving it")
+    assert any("commoner answer 60.0 %" in line for line in terminal_lines(run))

@@ -62,17 +62,19 @@ def _bert(model: BertModel, batch: int) -> PretrainingRun:
     return _pretraining(_LARGE if model == "bert-large" else _BASE, plan)
 
 
-def bert_demo(batch: int = 256) -> PretrainingRun:
-    """BERT of 2 layers and 128 units on the docstrings at hand, in minutes on two CPU cores.
+DEMO_BATCH, DEMO_LR, DEMO_STEPS = 256, 0.015, (800, 88)
+"""Chosen on one seed among the rates 0.015, 0.02 and 0.03: 0.03 stays on the plateau of the unigram loss."""
+
+
+def bert_demo(batch: int = DEMO_BATCH) -> PretrainingRun:
+    """BERT of 2 layers and 128 units on the documentation at hand, in minutes on two CPU cores.
 
     Source: the paper's two stages in miniature. Stage 1: length 64 at ``batch``; stage 2: length 128 at half of it,
-    warmed up again from zero. The rate follows the square-root rule from batch 256.
+    warmed up again from zero. The rate follows the square-root rule from batch 256. Steps do not: a larger batch sees
+    more samples.
     """
-    base_batch, base_lr = 256, 0.01
-    steps = 700
     if batch < 2:
         raise InputError(f"batch is {batch}, allowed is 2 or more")
-    peak = scale_lr(base_lr, base_batch, batch)
     return Run(
         task=BertPretraining(
             corpus="corpora/pydocs",
@@ -84,23 +86,16 @@ def bert_demo(batch: int = 256) -> PretrainingRun:
             dropout=0.0,
             attention_dropout=0.0,
         ),
-        stages=(
+        stages=tuple(
             Stage(
-                name="length-64",
-                global_batch_samples=batch,
+                name=f"length-{length}",
+                global_batch_samples=samples,
                 steps=steps,
-                peak_lr=peak,
+                peak_lr=scale_lr(DEMO_LR, DEMO_BATCH, samples),
                 schedule=Schedule(warmup_steps=steps // 10),
-                task_options={"sequence_length": 64, "max_predictions": 10},
-            ),
-            Stage(
-                name="length-128",
-                global_batch_samples=batch // 2,
-                steps=steps // 9,
-                peak_lr=scale_lr(peak, 2, 1),
-                schedule=Schedule(warmup_steps=steps // 90),
-                task_options={"sequence_length": 128, "max_predictions": 20},
-            ),
+                task_options={"sequence_length": length, "max_predictions": length * 10 // 64},
+            )
+            for length, samples, steps in zip((64, 128), (batch, batch // 2), DEMO_STEPS, strict=True)
         ),
         optimizer=Lamb(),
         evaluate_every_steps=100,

@@ -61,8 +61,13 @@ def _load_file(path: Path) -> ModuleType:
     return importlib.import_module(path.stem)
 
 
-def build_run(name: str, arguments: Sequence[str]) -> tuple[Run[Any, Any], Origin]:
+def build_run(name: str, arguments: Sequence[str], about: str = "") -> tuple[Run[Any, Any], Origin]:
     """Call a recipe with its own options and apply the overrides of the run's scalars.
+
+    Args:
+        name: of the catalogue, or ``module:function``.
+        arguments: the words of the command line after the name.
+        about: lines of help on options that are not the run's, shown after the recipe's own.
 
     Raises:
         InputError: for an unknown recipe or field, an ill-typed value, or one that the run refuses.
@@ -79,7 +84,7 @@ def build_run(name: str, arguments: Sequence[str]) -> tuple[Run[Any, Any], Origi
     if start.init_from is not None:
         default = replace(default, task=_starting_from(default.task, start.init_from, name))
     kinds: Any = Run[type(default.task), type(default.optimizer)]  # type: ignore[misc]
-    run = parse(kinds, rest, verb, description=_description(recipe), default=default)
+    run = parse(kinds, rest, verb, description=_description(recipe) + about, default=default)
     recipe_name = name if name in RECIPES else dotted.rpartition(":")[2].replace("_", "-")
     return run, Origin(recipe=dotted, recipe_name=recipe_name, overrides=tuple(arguments))
 

@@ -182,16 +182,20 @@ def comparisons(run: RunFolder) -> list[Comparison]:
         )
     pairs = metrics.get("nsp_accuracy", math.nan)
     if math.isfinite(pairs):
-        points = 100 * (pairs - 0.5)
+        # Single-sentence documents can only be followed by a random sentence, so the labels are not half and half.
+        majority = metrics.get("nsp_majority_accuracy", math.nan)
+        baseline, name = (majority, "commoner answer") if math.isfinite(majority) else (0.5, "chance")
+        points = 100 * (pairs - baseline)
+        verdict = f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}"
         found.append(
             Comparison(
                 title="Next-sentence accuracy, held-out",
                 value=pairs,
                 shown=wording.percent(pairs),
-                baseline=0.5,
-                baseline_name="chance",
-                baseline_shown="50.0 %",
-                verdict=f"{abs(points):.1f} points {'above' if points >= 0 else 'below'} chance",
+                baseline=baseline,
+                baseline_name=name,
+                baseline_shown=wording.percent(baseline),
+                verdict=f"{verdict} chance" if name == "chance" else f"{verdict} always giving it",
                 good=points > 0,
             )
         )
@@ -221,3 +225,11 @@ def facts(run: RunFolder) -> list[Fact]:
         Fact(title="Skipped steps", shown=wording.count(skipped), note="loss or gradient not finite"),
     ]
     return found
+
+
+def terminal_lines(run: RunFolder) -> list[str]:
+    """Return the key figures as plain lines, for the end of a run on a terminal."""
+    lines = [f"{status(run)}. {_how_far(run) or ''}".strip()]
+    for item in comparisons(run):
+        lines.append(f"{item.title}: {item.shown}, {item.baseline_name} {item.baseline_shown} ({item.verdict})")
+    return lines

@@ -215,7 +215,7 @@ class Training:
                     f"microbatch {self.run.microbatch} leaves ranks idle in stage {stage.name}, {limit} would not"
                 )
             return min(self.run.microbatch, stage.global_batch_samples), memory
-        return largest_microbatch(memory, activation_budget(self.world.device), limit), memory
+        return largest_microbatch(memory, activation_budget(memory, self.world.device), limit), memory
 
     # One step.
 
