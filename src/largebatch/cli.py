@@ -1,7 +1,7 @@
 """The command line: prepare, train, scale, report, recipes.
 
-Exit codes: 0 done; 1 a run that diverged; 2 the user's error, in one line; 75 stopped by SIGTERM or SIGINT after a
-checkpoint was written, so that the same command with ``--resume`` goes on.
+Exit codes: 0 done; 1 a run that diverged; 2 the user's error or the machine's refusal, in one line; 75 stopped by
+SIGTERM or SIGINT after a checkpoint was written, so that the same command with ``--resume`` goes on; 130 interrupted.
 """
 
 import os
@@ -88,6 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not error.said:
             print(f"largebatch: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # A full disk, a folder that may not be written: the machine says no, and its words are the reason.
+        if error.strerror is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"largebatch: {where}{error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("largebatch: interrupted", file=sys.stderr)
+        return 130
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "largebatch":
             raise

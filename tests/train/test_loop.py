@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from largebatch.errors import InputError
 from largebatch.train.distributed import World
+from largebatch.train.finite import first_bad_tensor
 from largebatch.train.ledger import read_ledger
 from largebatch.train.loop import Diverged, Outcome, Training
 from largebatch.train.microbatch import largest_microbatch
@@ -166,14 +167,15 @@ def test_too_many_in_a_row_stop_the_run(tmp_path: Path) -> None:
     assert len(lines(tmp_path / "run")) == 9
 
 
-def test_a_bad_weight_and_a_bad_gradient_are_named(tmp_path: Path) -> None:
-    trained = training(toy(), tmp_path / "run")
-    weight = dict(trained.model.named_parameters())["values.weight"]
+def test_a_bad_weight_and_a_bad_gradient_are_named() -> None:
+    model = ToyTask().build_model(0)
+    weight = dict(model.named_parameters())["values.weight"]
     weight.grad = torch.full_like(weight, float("nan"))
-    assert trained._first_bad_tensor({"value": 1.0}) == "gradient of values.weight"
+    assert first_bad_tensor(model, {"value": 1.0}) == "gradient of values.weight"
+    assert first_bad_tensor(model, {"value": 1.0, "pair": float("inf")}) == "loss pair"
     with torch.no_grad():
         weight[0, 0] = float("inf")
-    assert trained._first_bad_tensor({"value": float("nan")}) == "parameter values.weight"
+    assert first_bad_tensor(model, {"value": float("nan")}) == "parameter values.weight"
 
 
 # Folders.

@@ -201,3 +201,21 @@ def test_a_batch_smaller_than_the_ranks_is_one_sentence(tmp_path: Path) -> None:
     assert refused.returncode != 0
     said = [line for line in refused.stderr.splitlines() if line.startswith("largebatch: ")]
     assert said == ["largebatch: the global batch of 1 samples is smaller than the 2 ranks that share it"]
+
+
+def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path: Path) -> None:
+    words = " ".join(command(tmp_path / "run"))
+    refused = subprocess.run(
+        ["bash", "-c", f"ulimit -f 8; exec {words}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert refused.returncode == 2, refused.stderr
+    said = [line for line in refused.stderr.splitlines() if line.startswith("largebatch: ")]
+    assert len(said) == 1
+    assert "File too large" in said[0]
+    assert "Traceback" not in refused.stderr
+    assert not list((tmp_path / "run").rglob("*.partial"))

@@ -19,6 +19,7 @@ from largebatch.bert.masking import IGNORED
 from largebatch.errors import InputError
 
 try:
+    from safetensors import SafetensorError
     from transformers import BertConfig, BertForPreTraining
     from transformers.utils import logging as transformers_logging
 except ModuleNotFoundError as error:
@@ -150,10 +151,17 @@ def pretrained_model(folder: Path, seed: int, *, dropout: float, attention_dropo
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Write the network in Hugging Face's format; ``model`` may be wrapped (distributed, compiled)."""
+    """Write the network in Hugging Face's format; ``model`` may be wrapped (distributed, compiled).
+
+    Raises:
+        InputError: if the disk does not take it.
+    """
     inner = next(module for module in model.modules() if isinstance(module, PretrainingModel))
-    with _quiet():
-        inner.network.save_pretrained(folder)
+    try:
+        with _quiet():
+            inner.network.save_pretrained(folder)
+    except SafetensorError as error:  # which hides the operating system's error in its text
+        raise InputError(f"the model could not be written to {folder}: {error}") from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ For each step, on every rank:
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -29,6 +30,7 @@ from largebatch.train import checkpoint
 from largebatch.train.checkpoint import Progress
 from largebatch.train.data_order import DataOrder, check_batch
 from largebatch.train.distributed import World, no_exchange
+from largebatch.train.finite import first_bad_tensor
 from largebatch.train.held_out import HeldOut
 from largebatch.train.ledger import Ledger
 from largebatch.train.microbatch import Memory, activation_budget, largest_microbatch, measure
@@ -112,8 +114,20 @@ class Training:
         if outcome is Outcome.STOPPED and self.world.first:
             (self.folder / STOPPED_FILE).write_text(json.dumps({"step": self.progress.step}) + "\n", encoding="utf-8")
         if outcome is Outcome.DONE:
-            self.world.first_rank_does(lambda: self.task.export(self.model, self.folder / "model"))
+            self.world.first_rank_does(self._export)
         return outcome
+
+    def _export(self) -> None:
+        """Write ``model/`` aside and rename it, so that it is never half there."""
+        folder, aside = self.folder / "model", self.folder / "model.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            self.task.export(self.model, aside)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
 
     # The beginning.
 
@@ -323,7 +337,7 @@ class Training:
             buffer.copy_(value)
 
     def _skipped(self, stage: Stage, losses: Mapping[str, float]) -> None:
-        tensor = self._first_bad_tensor(losses)
+        tensor = first_bad_tensor(self.model, losses)
         in_a_row = self.progress.skipped_in_a_row
         self._record("skip", step=self.progress.step, stage=stage.name, tensor=tensor, in_a_row=in_a_row)
         if in_a_row >= self.run.stop_after_skipped_steps:
@@ -331,18 +345,6 @@ class Training:
                 f"stopped at step {self.progress.step}: {in_a_row} steps in a row were not finite, first {tensor}; "
                 "the last checkpoint is from before them, a lower learning rate or a longer warm-up may help"
             )
-
-    def _first_bad_tensor(self, losses: Mapping[str, float]) -> str:
-        for name, parameter in self.model.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                return f"parameter {name}"
-        for term, value in losses.items():
-            if not math.isfinite(value):
-                return f"loss {term}"
-        for name, parameter in self.model.named_parameters():
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-                return f"gradient of {name}"
-        return "norm of all gradients"
 
     def _ratios(self) -> dict[str, float]:
         adapted = {
