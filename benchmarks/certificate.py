@@ -24,7 +24,8 @@ def write_result(name: str, numbers: dict[str, Any]) -> Path:
         "versions": versions(),
         "commit": commit.stdout.strip(),
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        # Where the data lay on the machine that measured says nothing to anyone else.
+        "command": " ".join(["python", *(Path(word).name if word.startswith("/") else word for word in sys.argv)]),
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
