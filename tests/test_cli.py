@@ -32,7 +32,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("train", TOY, "--seeed", "1"), "--seeed.*perhaps you meant --seed INT"),
         (("train", TOY, "--seed", "one"), "--seed: invalid.*allowed is --seed INT"),
         (("train", TOY, "--seed", "-1"), "seed is -1, allowed is 0 or more"),
+        (("train", TOY, "--seed", "99999999999999999999999"), r"below 2\^63"),
         (("train", TOY, "--precision", "fp7"), "fp7.*fp32"),
+        (("train", TOY, "--weight-decay", "-1"), "optimizer cannot be built: .*weight_decay"),
+        (("train", TOY, "--eps", "nan"), "optimizer cannot be built: .*eps"),
+        (("train", TOY, "--max-grad-norm", "0"), "optimizer cannot be built: .*max_grad_norm"),
         (("train", TOY, "--betas", "0.9"), "--betas"),
         (("train", TOY, "--batch", "0"), "global_batch_samples is 0"),
         (("train", TOY, "--device", "cuda"), "sees no GPU"),
@@ -102,7 +106,7 @@ def test_recipes_lists_what_can_be_trained(capsys: pytest.CaptureFixture[str]) -
     assert {"bert-demo", "bert-base", "bert-large", "bert-large-mixed", "bert-large-nvidia"} <= set(names)
 
 
-@pytest.mark.parametrize("verb", [(), ("train", TOY), ("prepare",), ("scale", "resnet50")])
+@pytest.mark.parametrize("verb", [(), ("train", TOY), ("prepare",), ("scale", "resnet50"), ("recipes",), ("train",)])
 def test_help_is_printed(capsys: pytest.CaptureFixture[str], verb: tuple[str, ...]) -> None:
     try:
         code = main([*verb, "--help"])

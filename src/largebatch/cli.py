@@ -25,7 +25,8 @@ usage: largebatch VERB ...
   report FOLDER                         write the page of a run
   recipes                               list the recipes
 
-largebatch VERB --help lists the options of a verb."""
+The options of each are listed by: largebatch prepare --help, largebatch train RECIPE --help,
+largebatch scale MODEL --help, largebatch report FOLDER --help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +232,9 @@ def _batches(text: str) -> list[int]:
 def _recipes(arguments: Sequence[str]) -> int:
     from largebatch.recipes.catalogue import RECIPES, promise
 
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
     if arguments:
         raise InputError(f"recipes takes nothing more, {arguments[0]!r} was given")
     width = max(map(len, RECIPES))

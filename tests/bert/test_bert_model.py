@@ -309,9 +309,9 @@ def _bf16_error(monkeypatch: pytest.MonkeyPatch, longest_unfused: int, batch: di
 def test_in_bf16_short_sequences_take_the_unfused_attention_and_it_is_as_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     fused, unfused = (_bf16_error(monkeypatch, longest, batch_of()) for longest in (LENGTH - 1, LENGTH))
     assert (fused[0], unfused[0]) == ("sdpa", "eager")
-    assert unfused[1] <= 2 * fused[1]
+    assert unfused[1] <= 1.5 * fused[1]
     padding_seen = {**batch_of(), "attention_mask": torch.ones_like(batch_of()["attention_mask"])}
-    assert _bf16_error(monkeypatch, LENGTH, padding_seen)[1] > 2 * fused[1]
+    assert _bf16_error(monkeypatch, LENGTH, padding_seen)[1] > 1.5 * fused[1]
 
 
 def test_in_float32_the_fused_attention_is_taken() -> None:

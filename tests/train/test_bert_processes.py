@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -176,10 +177,25 @@ def test_what_cannot_be_trained_is_one_sentence(
 
 
 def test_a_damaged_corpus_is_named(corpus: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(corpus, tmp_path / "corpus")
     victim = tmp_path / "corpus" / "train-00000.tokens.npy"
     victim.write_bytes(victim.read_bytes()[:-10])
     with pytest.raises(InputError, match=r"train-00000\.tokens\.npy"):
         PreparedCorpus.open(tmp_path / "corpus")
+
+
+def test_a_run_does_not_go_on_with_another_corpus_in_the_same_place(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "corpus"
+    shutil.copytree(corpus, place)
+    words = ["train", TINY, "--out", str(tmp_path / "run"), "--corpus", str(place)]
+    assert main(words) == 0
+    assert main([*words, "--resume"]) == 0, "the same corpus"
+    shutil.rmtree(place)
+    write_text(tmp_path / "other.txt", documents=50)
+    prepared = ["--vocabulary-size", "100", "--held-out-fraction", "0.2", "--workers", "1", "--out", str(place)]
+    assert main(["prepare", "--source", str(tmp_path / "other.txt"), *prepared]) == 0
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 2
+    assert "cannot go on with other data" in capsys.readouterr().err

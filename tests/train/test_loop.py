@@ -254,3 +254,18 @@ def test_a_task_sees_the_summed_terms(tmp_path: Path) -> None:
     losses(toy(), tmp_path / "run")
     first: Mapping[str, Any] = lines(tmp_path / "run")[0]
     assert first["loss"] == pytest.approx(first["losses"]["value"] + 0.5 * first["losses"]["pair"])
+
+
+def test_no_checkpoint_is_written_within_a_row_of_skipped_steps(tmp_path: Path) -> None:
+    run = replace(_poisoned(in_a_row=5), checkpoint_every_steps=1)
+    with pytest.raises(Diverged, match="the last checkpoint is from before them"):
+        training(run, tmp_path / "run").train(resume=False)
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-000000003", "step-000000004"], "the steps 5 to 9 were skipped"
+
+
+def test_what_an_interrupted_start_left_does_not_bar_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json.partial").write_text("{")
+    assert training(toy(), tmp_path / "run").train(resume=False) is Outcome.DONE
+    assert not (tmp_path / "run" / "run.json.partial").exists()

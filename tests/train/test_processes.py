@@ -219,3 +219,11 @@ def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path: Path) -> None:
     assert "File too large" in said[0]
     assert "Traceback" not in refused.stderr
     assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_two_ranks_always_leave_when_they_are_done(tmp_path: Path) -> None:
+    # One in three of these runs never ended while DDP's reducer outlived the process group.
+    for number in range(10):
+        done = run(tmp_path / str(number), ranks=2)
+        assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """BERT's pre-training as a task for the training loop: masked tokens and sentence pairs, each with its own count."""
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,10 @@ class BertPretraining:
     def starting_from(self, folder: str) -> "BertPretraining":
         """Return this task with the weights and the sizes of a Hugging Face folder; raises InputError."""
         return dataclasses.replace(self, init_from=folder, **starting_weights.sizes(Path(folder)))
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the corpus's manifest, which holds the checksums of all its files."""
+        return hashlib.sha256((self._corpus.folder / "manifest.json").read_bytes()).hexdigest()
 
     def build_model(self, seed: int) -> nn.Module:
         """Return a ``PretrainingModel`` in float32 on the CPU: random weights, or those of ``init_from``."""

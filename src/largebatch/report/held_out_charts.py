@@ -18,6 +18,7 @@ NAMES: dict[str, tuple[str, Colour, Style]] = {
     "mlm_accuracy": ("masked tokens", "orange", "dots"),
     "most_frequent_accuracy": ("commonest token", "grey", "dashed"),
     "nsp_accuracy": ("next sentence", "green", "dots"),
+    "nsp_majority_accuracy": ("commoner answer", "green", "dashed"),
     "nsp_loss": ("next sentence", "green", "dots"),
 }
 """Metric -> (what the legend calls it, colour, style); a metric that is not listed takes its own name."""

@@ -64,8 +64,7 @@ class World:
         if self.ranks == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are left alone: a broadcast in each forward pass would cost time and a step of its own in evaluation.
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        return DistributedDataParallel(model, device_ids=ids)
 
 
 def no_exchange(model: nn.Module) -> AbstractContextManager[None]:

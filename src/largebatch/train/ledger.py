@@ -42,8 +42,11 @@ class Ledger:
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one line."""
-        self._file.write(json.dumps(_strict({"kind": kind, **fields}), allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(_strict({"kind": kind, **fields}), allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror}") from error
 
     def sync(self) -> int:
         """Force everything to the disk and return the length in bytes."""

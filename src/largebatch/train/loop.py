@@ -11,6 +11,7 @@ For each step, on every rank:
     otherwise: skip; the step keeps its data and its place in the schedule, the optimizer does not count it
 """
 
+import gc
 import json
 import math
 import shutil
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from largebatch import counter_random
+from largebatch.errors import InputError
 from largebatch.train import checkpoint
 from largebatch.train.checkpoint import Progress
 from largebatch.train.data_order import DataOrder, check_batch
@@ -36,6 +38,7 @@ from largebatch.train.ledger import Ledger
 from largebatch.train.microbatch import Memory, activation_budget, largest_microbatch, measure
 from largebatch.train.observers import Observer
 from largebatch.train.precision import best_precision
+from largebatch.train.ratios import adapted_ratios
 from largebatch.train.run import Run, Stage
 from largebatch.train.run_record import Origin, claim_folder, write_run_record
 from largebatch.train.step_data import LoadedMicrobatch, StepDataset, moved, read, steps_from
@@ -83,7 +86,10 @@ class Training:
         world.first_rank_does(self._check)
         torch.use_deterministic_algorithms(run.deterministic)
         self.model = self.task.build_model(run.seed).to(world.device)
-        self.optimizer: Any = run.optimizer.build(self.model)
+        try:
+            self.optimizer: Any = run.optimizer.build(self.model)
+        except ValueError as error:
+            raise InputError(f"the optimizer cannot be built: {error}") from error
         self._own_betas = [group.get("betas") for group in self.optimizer.param_groups]
         self.autocast = torch.autocast(world.device.type, torch.bfloat16, enabled=run.precision == "bf16")
         if run.compile:
@@ -107,15 +113,23 @@ class Training:
             try:
                 outcome = self._all_stages(wish)
             finally:
-                for observer in self.observers:
-                    observer.finish()
-                if self.ledger is not None:
-                    self.ledger.close()
+                self._close()
         if outcome is Outcome.STOPPED and self.world.first:
             (self.folder / STOPPED_FILE).write_text(json.dumps({"step": self.progress.step}) + "\n", encoding="utf-8")
         if outcome is Outcome.DONE:
             self.world.first_rank_does(self._export)
         return outcome
+
+    def _close(self) -> None:
+        for observer in self.observers:
+            observer.finish()
+        if self.ledger is not None:
+            self.ledger.close()
+        # DDP's reducer holds the process group. If it goes last, the group is destroyed by a thread that holds the
+        # interpreter's lock and waits for a gloo thread that waits for the lock: a deadlock, seen once in some hundred
+        # exits under load with torch 2.13. So it goes first, cycles and all, before the world is left.
+        self.replica = self.model
+        gc.collect()
 
     def _export(self) -> None:
         """Write ``model/`` aside and rename it, so that it is never half there."""
@@ -190,7 +204,9 @@ class Training:
             last = step + 1 == stage.steps
             if last or (self.run.evaluate_every_steps and self.progress.step % self.run.evaluate_every_steps == 0):
                 self._evaluate(number, stage)
-            if last or self.progress.step % self.run.checkpoint_every_steps == 0:
+            due = last or self.progress.step % self.run.checkpoint_every_steps == 0
+            # Within a row of skipped steps the checkpoints from before it are kept.
+            if due and not self.progress.skipped_in_a_row:
                 self._checkpoint()
         return Outcome.DONE
 
@@ -291,7 +307,7 @@ class Training:
         if not finite:
             self._skipped(stage, losses)
         elif self.progress.step % self.run.layers_every_steps == 0:
-            self._record("layers", step=self.progress.step, ratios=self._ratios())
+            self._record("layers", step=self.progress.step, ratios=adapted_ratios(self.optimizer))
         self.optimizer.zero_grad(set_to_none=True)
         return True
 
@@ -345,19 +361,6 @@ class Training:
                 f"stopped at step {self.progress.step}: {in_a_row} steps in a row were not finite, first {tensor}; "
                 "the last checkpoint is from before them, a lower learning rate or a longer warm-up may help"
             )
-
-    def _ratios(self) -> dict[str, float]:
-        adapted = {
-            name
-            for group in self.optimizer.param_groups
-            if group.get("adapt", True)
-            for name in group.get("param_names", ())
-        }
-        ratios = {name: ratio for name, ratio in self.optimizer.trust_ratios().items() if name in adapted}
-        if not ratios:
-            return {}
-        means = torch.stack([ratio.double().mean() for ratio in ratios.values()]).tolist()
-        return dict(zip(ratios, means, strict=True))
 
     # Around the steps.
 

@@ -111,6 +111,8 @@ class Run(Generic[TaskT, OptimizerT]):
             raise InputError(f"the stages are named {names}, allowed are names that differ")
         if self.microbatch != "auto" and self.microbatch < 1:
             raise InputError(f"microbatch is {self.microbatch}, allowed is auto, or 1 sample or more")
+        if self.seed >= 1 << 63:
+            raise InputError(f"seed is {self.seed}, allowed is a number below 2^63")
         for name, least in (
             ("seed", 0),
             ("workers", 0),

@@ -19,6 +19,7 @@ from largebatch.train.distributed import World
 from largebatch.train.run import Run, changed_fields
 
 FORMAT_VERSION = 1
+PARTIAL = "run.json.partial"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ def claim_folder(folder: Path, run: Run[Any, Any], resume: bool) -> None:
     if not path.exists():
         if resume:
             raise InputError(f"{folder} holds no run to resume, leave out --resume to begin one there")
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != PARTIAL for path in folder.iterdir()):
             raise InputError(f"{folder} holds other files, --out takes a folder that is new or empty")
         return
     recorded = read_run_record(folder)
@@ -54,12 +55,22 @@ def claim_folder(folder: Path, run: Run[Any, Any], resume: bool) -> None:
             f"{folder} already holds a run of {recorded.get('recipe_name')}: "
             "add --resume to go on with it, or name another folder with --out"
         )
+    if recorded.get("data") != fingerprint(run):
+        raise InputError(
+            f"the run in {folder} cannot go on with other data: what it read has been prepared anew with another result"
+        )
     changed = changed_fields(recorded["run"], run.as_dict())
     if changed:
         raise InputError(
             f"the run in {folder} cannot go on with another {changed[0]}: "
             "only ranks, microbatch, workers and device may change at a resume"
         )
+
+
+def fingerprint(run: Run[Any, Any]) -> str | None:
+    """Return what identifies the data of a run beyond its name, None where the task cannot say."""
+    told = getattr(run.task, "fingerprint", None)
+    return None if told is None else told()
 
 
 def read_run_record(folder: Path) -> dict[str, Any]:
@@ -107,6 +118,7 @@ def write_run_record(
             "recipe_name": origin.recipe_name,
             "overrides": list(origin.overrides),
             "run": run.as_dict(),
+            "data": fingerprint(run),
             "optimizer_name": optimizer_name,
             "parameters": parameters,
             "commit": _commit(),
@@ -116,13 +128,17 @@ def write_run_record(
             "sessions": [session],
         }
     folder.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name("run.json.partial")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    aside = path.with_name(PARTIAL)
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def versions() -> dict[str, str]:

@@ -48,6 +48,9 @@ class Task(Protocol):
         """Raise ``InputError`` for anything that cannot work, before anything is built or written."""
         ...
 
+    # A task may also offer ``fingerprint() -> str``: what identifies its data beyond its name. A run does not resume
+    # on data with another one.
+
     def build_model(self, seed: int, /) -> nn.Module:
         """Return the model in float32 on the CPU, the same for the same seed."""
         ...
