@@ -71,8 +71,8 @@ def bert_demo(batch: int = DEMO_BATCH) -> PretrainingRun:
 
     Source: the paper's two stages in miniature. Stage 1: length 64 at ``batch``; stage 2: length 128 at half of it,
     warmed up again from zero. The rate follows the square-root rule from batch 256. Steps do not: a larger batch sees
-    more samples. Expected: held-out masked-token loss 5.17 nat where unigrams give 6.18, accuracy 18 % where the
-    commonest token gives 6 %, on seed 0 alone; 6 minutes on two cores of an AMD EPYC with AVX512-BF16. Command:
+    more samples. Expected: held-out masked-token loss 5.15 nat where unigrams give 6.15, accuracy 18 % where the
+    commonest token gives 6 %, on seed 0 alone; under 7 minutes on two cores of an AMD EPYC with AVX512-BF16. Command:
     ``make demo``. Status: reproduced.
     """
     if batch < 2:
