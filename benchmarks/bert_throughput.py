@@ -27,6 +27,7 @@ from transformers import BertForPreTraining, Trainer, TrainerCallback, TrainingA
 from certificate import write_result
 from largebatch.bert.model import PretrainingModel
 from largebatch.bert.pretraining import BertPretraining
+from largebatch.recipes.bert import bert_base, bert_demo
 from largebatch.recipes.optimizers import Lamb
 from largebatch.schedules import Schedule
 from largebatch.text.options import PrepareOptions
@@ -54,16 +55,7 @@ class Size:
 
 SIZES = {
     "demo": Size(
-        task=BertPretraining(
-            corpus="",
-            hidden_size=128,
-            layers=2,
-            attention_heads=2,
-            intermediate_size=512,
-            max_position_embeddings=128,
-            dropout=0.0,
-            attention_dropout=0.0,
-        ),
+        task=bert_demo().task,
         sequence_length=64,
         max_predictions=10,
         batch=256,
@@ -71,7 +63,7 @@ SIZES = {
         vocabulary_size=8192,
     ),
     "base": Size(
-        task=BertPretraining(corpus=""),
+        task=bert_base().task,
         sequence_length=128,
         max_predictions=20,
         batch=32,

@@ -221,7 +221,7 @@ def test_the_automatic_microbatch_follows_the_bytes_of_a_sample(tmp_path: Path) 
     trained = training(replace(toy(), microbatch="auto"), tmp_path / "run")
     stage = trained.run.stages[0]
     dataset, order = trained.stage_data(0, stage)
-    microbatch, memory = trained.microbatch(stage, dataset, order)
+    microbatch, memory = trained.microbatch(stage, dataset, order), trained.memory(dataset, order)
     assert microbatch == 10  # a toy sample is small: the whole batch fits
     assert memory.parameters == sum(p.numel() for p in trained.model.parameters())
     # Per sample at least the input and the hidden activations are kept, and not the parameters.

@@ -52,7 +52,7 @@ def describe(training: Training) -> Iterator[str]:
 
 def _cost(training: Training, number: int, stage: Stage) -> StageCost:
     dataset, order = training.stage_data(number, stage)
-    microbatch, memory = training.microbatch(stage, dataset, order)
+    microbatch = training.microbatch(stage, dataset, order)
     batch = moved(training.task.collate(read(dataset, order.first_samples(0, microbatch))), training.world.device)
     times = []
     for _ in range(_TIMED_MICROBATCHES):
@@ -67,7 +67,7 @@ def _cost(training: Training, number: int, stage: Stage) -> StageCost:
     steps_of_microbatches = stage.steps * stage.global_batch_samples / (microbatch * training.world.ranks)
     return StageCost(
         microbatch=microbatch,
-        memory_bytes=memory.total(microbatch),
+        memory_bytes=training.memory(dataset, order).total(microbatch),
         tokens=training.task.tokens(batch) / microbatch * stage.global_batch_samples * stage.steps,
         seconds=min(times) * steps_of_microbatches,
     )

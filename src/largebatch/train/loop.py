@@ -126,7 +126,7 @@ class Training:
         if self.ledger is not None:
             self.ledger.close()
         # DDP's reducer holds the process group. If it goes last, the group is destroyed by a thread that holds the
-        # interpreter's lock and waits for a gloo thread that waits for the lock: a deadlock, seen once in some hundred
+        # interpreter's lock and waits for a gloo thread that waits for the lock: a deadlock, in one of three
         # exits under load with torch 2.13. So it goes first, cycles and all, before the world is left.
         self.replica = self.model
         gc.collect()
@@ -189,7 +189,7 @@ class Training:
     def _stage(self, number: int, stage: Stage, begins: int, wish: StopWish) -> Outcome:
         self._enter(number, stage)
         dataset, order = self.stage_data(number, stage)
-        microbatch = self.microbatch(stage, dataset, order)[0]
+        microbatch = self.microbatch(stage, dataset, order)
         batches = StepDataset(self.task, dataset, order, microbatch, self.world.rank, self.world.ranks)
         first = self.progress.step - begins
         source = steps_from(batches, first, stage.steps, self.run.workers)
@@ -234,18 +234,22 @@ class Training:
         )
         return dataset, order
 
-    def microbatch(self, stage: Stage, dataset: TaskDataset, order: DataOrder) -> tuple[int, Memory]:
-        """Return the samples of a microbatch in a stage, and the memory that it takes."""
+    def memory(self, dataset: TaskDataset, order: DataOrder) -> Memory:
+        """Measure the memory that training on the data takes, in two forward passes."""
         pair = [moved(self.task.collate(read(dataset, order.first_samples(0, n))), self.world.device) for n in (1, 2)]
-        memory = measure(self.task, self.model, pair[0], pair[1], self.autocast)
+        return measure(self.task, self.model, pair[0], pair[1], self.autocast)
+
+    def microbatch(self, stage: Stage, dataset: TaskDataset, order: DataOrder) -> int:
+        """Return the samples of a microbatch in a stage; the memory is measured only where the run leaves it open."""
         limit = -(-stage.global_batch_samples // self.world.ranks)
         if self.run.microbatch != "auto":
             if self.run.microbatch > limit and self.world.ranks > 1:
                 self._say(
                     f"microbatch {self.run.microbatch} leaves ranks idle in stage {stage.name}, {limit} would not"
                 )
-            return min(self.run.microbatch, stage.global_batch_samples), memory
-        return largest_microbatch(memory, activation_budget(memory, self.world.device), limit), memory
+            return min(self.run.microbatch, stage.global_batch_samples)
+        memory = self.memory(dataset, order)
+        return largest_microbatch(memory, activation_budget(memory, self.world.device), limit)
 
     # One step.
 
