@@ -4,6 +4,6 @@ The names below need torch and NumPy only; everything else (``largebatch.train``
 extra ``train``.
 """
 
-from largebatch.optim import LAMB, layer_groups
+from largebatch.optim import LAMB, LANS, LARS, Layerwise, layer_groups, variants
 
-__all__ = ["LAMB", "layer_groups"]
+__all__ = ["LAMB", "LANS", "LARS", "Layerwise", "layer_groups", "variants"]

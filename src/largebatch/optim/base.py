@@ -1,62 +1,61 @@
-"""What all layerwise optimizers share: gathering of layers, the state contract, clipping, the choice of kernels.
+"""What all layerwise optimizers share: gathering of layers, clipping, mixed precision, the choice of kernels.
 
-A step is: gather the layers that have a gradient, measure the gradients where they are clipped, then for each list
-of layers norms, ratios, weights (`kernels/contract.py`). A rule (`lamb.py`) brings its kernels and its options.
+A step is: gather the layers that have a gradient, measure the gradients where they are clipped or normalised, count
+the step, then for each list of layers norms, ratios, weights (`kernels/contract.py`). A rule (`lamb.py`) brings its
+kernels and its options; `state_contract.py` keeps its state.
 """
 
 import logging
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
+from torch.optim.optimizer import _use_grad_for_differentiable
 
-from largebatch.optim.gathering import Place, alike, dense, layers_of, portions, real_blocks, taking_part
-from largebatch.optim.kernels import foreach
-from largebatch.optim.kernels.contract import Layers, Phases
-from largebatch.optim.options import HOW_COMPUTED, check_common, check_names, check_parameter, option_defaults
-from largebatch.optim.state import FOREIGN_OPTIONS, HALF, Unloaded, check_state, master_of, new_state, restore
-from largebatch.optim.trust_ratio import norms_from_sums, trust_ratios
+from largebatch.optim.gathering import Member, alike, block_count, layers_of, portions, real_blocks, refuse_sparse
+from largebatch.optim.gradient_norm import complete, on
+from largebatch.optim.kernels import pieces
+from largebatch.optim.kernels.contract import Layers, Phases, Rule
+from largebatch.optim.state_contract import StatefulOptimizer
+from largebatch.optim.trust_ratio import RatioTerms, normalising_scales, norms_from_sums, trust_ratios
 
 _log = logging.getLogger("largebatch.optim")
 _logged: set[tuple[str, str, str]] = set()
 
 
 @dataclass(slots=True)
-class _Call:
+class Call:
     """Layers that the kernels take in one call, and where they come from."""
 
-    group: dict[str, Any]
+    options: Mapping[str, Any]
+    device: torch.device
     phases: Phases
     layers: Layers
-    places: list[Place]
+    members: list[Member]
 
 
-class TrustRatioOptimizer(Optimizer, ABC):
+class TrustRatioOptimizer(StatefulOptimizer):
     """A rule that scales each layer's direction to the norm of its weights; `LAMB` says what the options mean."""
 
-    _moments: ClassVar[tuple[str, ...]]
-    """Keys of the state tensors that have the parameter's shape, zero at first."""
     _directions: ClassVar[int] = 1
+    _normalises_gradients: ClassVar[bool] = False
+    """Whether the kernels get gradients of unit norm, layer by layer."""
     _phases: ClassVar[dict[str, Phases]]
     """Kernels by backend: "plain", "foreach"."""
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        self._record: list[tuple[list[Place], Tensor]] = []
-        super().__init__(params, defaults)
-
     @abstractmethod
-    def _check_rule(self, group: dict[str, Any]) -> None:
-        """Raise ValueError if one of the rule's own options is out of range."""
-
-    @abstractmethod
-    def _rule(self, group: dict[str, Any]) -> Any:
+    def _rule(self, options: Mapping[str, Any]) -> Rule:
         """Return the options that the kernels need."""
+
+    def _ratio_terms(self, options: Mapping[str, Any]) -> RatioTerms:
+        return RatioTerms()
+
+    def _find_directions(self, calls: list[Call]) -> None:
+        """For a rule whose direction comes from elsewhere, before the first phase of its kernels."""
 
     # ---- the step -------------------------------------------------------------------------------------------
 
@@ -83,62 +82,143 @@ class TrustRatioOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        calls = list(self._gather())
-        self._clip(calls)
+        if not torch.compiler.is_compiling():
+            self._check_all()
+        calls = self._gather()
+        self._scale_gradients(calls)
+        self._count_step(calls)
+        self._find_directions(calls)
         self._record = []
         for call in calls:
-            group, rule = call.group, self._rule(call.group)
-            sums = call.phases.norms_(call.layers, rule)
-            ratios = trust_ratios(
-                sums,
-                adapt=group["adapt"],
-                norm=group["norm"],
-                phi_bounds=group["phi_bounds"],
-                ratio_bounds=group["ratio_bounds"],
-            )
-            lr = group["lr"]
-            lr = _on(ratios.device, lr.reshape(())) if isinstance(lr, Tensor) else float(lr)
-            call.phases.apply_(call.layers, rule, ratios, lr)
-            self._record.append((call.places, ratios.detach()))
+            if call.layers.x:
+                self._move(call)
         return loss
 
-    def _gather(self) -> Iterator[_Call]:
-        """Yield the layers that have a gradient, alike ones together; count their step. Checks come first."""
+    def _check_all(self) -> None:
         for group in self.param_groups:
             self._check_group(group, look_at_tensors=False)
-        for group, members in list(taking_part(self.param_groups)):
+            for p in group["params"]:
+                if p.grad is not None:
+                    refuse_sparse(p.grad)
+
+    def _gather(self) -> list[Call]:
+        """Return the layers that have a gradient, alike ones together."""
+        calls: list[Call] = []
+        self._capturables = []
+        for group in self.param_groups:
+            options = self._options(group)
+            keys = self._moments_of(options)
+            numbers: list[int] = []
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            steps: list[Tensor] = []
+            masters: list[Tensor] = []
+            moments: list[list[Tensor]] = [[] for _ in keys]
+            self._capturables.append(self._init_group(group, numbers, params, grads, steps, masters, *moments))
+            members = [
+                Member(
+                    number,
+                    params[i],
+                    grads[i],
+                    steps[i] if steps else None,
+                    masters[i] if self._has_master(params[i], options) else None,
+                    tuple([moment[i] for moment in moments]),
+                )
+                for i, number in enumerate(numbers)
+            ]
             for device, native, some in alike(members):
-                phases = self._phases[self._backend(group, device, native)]
+                phases = self._phases[self._backend(options, device, native)]
                 for portion in portions(some, phases.elements_at_once(device)):
-                    steps = [self._state_of(p, group)["step"] for _, p, _ in portion]
-                    torch._foreach_add_(steps, torch.ones((), dtype=torch.float32, device="cpu"), alpha=1.0)
-                    layers, places = layers_of(
-                        portion,
-                        self.state,
-                        moments=self._moments,
-                        stacked=group["stacked"],
-                        detach=not group["differentiable"],
+                    layers = layers_of(
+                        portion, keys=keys, stacked=options["stacked"], detach=not options["differentiable"]
                     )
-                    if places:
-                        yield _Call(group, phases, layers, places)
+                    calls.append(Call(options, device, phases, layers, portion))
+        return calls
 
-    def _clip(self, calls: list[_Call]) -> None:
-        """Set the scale of the clipped gradients: ``min(1, max_grad_norm / norm)``, one norm for all of them."""
-        clipped = [call for call in calls if call.group["max_grad_norm"] is not None]
-        if not clipped:
-            return
-        device = clipped[0].layers.g[0].device
-        sums = [_on(device, call.phases.squares(call.layers.g)) for call in clipped]
-        norm = norms_from_sums(torch.stack(sums).sum(), 2)
-        for call in clipped:
-            # A zero norm makes the quotient infinite, which the clamp takes back to 1.
-            scale = (call.group["max_grad_norm"] / norm).clamp(max=1)
-            call.layers.g_scale = _on(call.layers.g[0].device, scale)
+    def _scale_gradients(self, calls: list[Call]) -> None:
+        """Phase 0: say what gradients are multiplied by, and whether the step is taken."""
+        found_inf = getattr(self, "found_inf", None)
+        clips = any(group["max_grad_norm"] is not None for group in self.param_groups)
+        shared = any(group["norm_process_group"] is not None for group in self.param_groups)
+        norm = None
+        if clips or (shared and found_inf is not None):
+            sums: dict[Any, list[Tensor]] = {group["norm_process_group"]: [] for group in self.param_groups}
+            for call in calls:
+                if call.options["max_grad_norm"] is not None and call.layers.x:
+                    sums[call.options["norm_process_group"]].append(call.phases.squares(call.layers.g))
+            total, found_inf = complete(sums, found_inf, self._device())
+            norm = norms_from_sums(total, 2)
+        grad_scale = getattr(self, "grad_scale", None)
+        for call in calls:
+            layers, device, threshold = call.layers, call.device, call.options["max_grad_norm"]
+            if found_inf is not None:
+                layers.keep = on(device, found_inf) == 0
+            if not layers.x:
+                continue
+            if self._normalises_gradients:
+                layers.g_scale = normalising_scales(call.phases.squares(layers.g))
+                continue
+            if grad_scale is not None:
+                layers.g_scale = on(device, grad_scale).to(torch.float64).reciprocal()
+            if threshold is not None and norm is not None:
+                own = on(device, norm) if layers.g_scale is None else on(device, norm) * layers.g_scale
+                # A zero norm makes the quotient infinite, which the clamp takes back to 1.
+                clip = (threshold / own).clamp(max=1)
+                layers.g_scale = clip if layers.g_scale is None else layers.g_scale * clip
 
-    def _backend(self, group: dict[str, Any], device: torch.device, native: bool) -> str:
-        if group["differentiable"] or group["foreach"] is False:
+    def _count_step(self, calls: list[Call]) -> None:
+        for call in calls:
+            steps = [member.step for member in call.members if member.step is not None]
+            if not steps:
+                continue
+            layers, stacked = call.layers, call.options["stacked"]
+            on_device = call.options["capturable"] or torch.compiler.is_compiling()
+            if layers.keep is not None:
+                torch._foreach_add_(steps, on(steps[0].device, layers.keep).to(steps[0].dtype))
+            elif on_device:
+                torch._foreach_add_(steps, 1)
+            else:
+                # A number would be wrapped into a tensor again for each of them.
+                torch._foreach_add_(steps, torch.ones((), dtype=torch.float32, device="cpu"), alpha=1.0)
+            repeated = [
+                step
+                for member, step in zip(call.members, steps, strict=True)
+                for _ in range(block_count(member, stacked))
+            ]
+            if not on_device:
+                layers.t = [float(step) for step in repeated]
+            elif repeated:
+                t = on(call.device, torch.stack(repeated)).to(torch.float64)
+                # A step that is skipped may be the first, and 0 is no step to correct for.
+                layers.t = t if layers.keep is None else t.clamp(min=1)
+
+    def _move(self, call: Call) -> None:
+        """Phases 1 to 3 for one list of layers, and the record of its ratios."""
+        layers, options, rule = call.layers, call.options, self._rule(call.options)
+        sums = call.phases.norms_(layers, rule)
+        ratios = trust_ratios(
+            sums,
+            adapt=options["adapt"],
+            norm=options["norm"],
+            phi_bounds=options["phi_bounds"],
+            ratio_bounds=options["ratio_bounds"],
+            terms=self._ratio_terms(options),
+        )
+        lr = options["lr"]
+        lr = on(ratios.device, lr.reshape(())) if isinstance(lr, Tensor) else float(lr)
+        taken = ratios
+        if layers.keep is not None:
+            given = lr if isinstance(lr, Tensor) else ratios.new_full((), lr)
+            lr = torch.where(layers.keep, given, 0.0)
+            taken = torch.where(layers.keep, ratios, math.nan)
+        call.phases.apply_(layers, rule, ratios, lr)
+        blocks = [block_count(member, options["stacked"]) for member in call.members]
+        self._record.append(([member.number for member in call.members], blocks, taken.detach()))
+
+    def _backend(self, options: Mapping[str, Any], device: torch.device, native: bool) -> str:
+        if options["differentiable"] or options["foreach"] is False:
             return "plain"
-        if group["foreach"]:
+        if options["foreach"] or torch.compiler.is_compiling():
             return "foreach"
         # A subclass of Tensor may lack the multi-tensor operations.
         choice = "foreach" if native else "plain"
@@ -148,42 +228,54 @@ class TrustRatioOptimizer(Optimizer, ABC):
             _log.info("%s on %s: %s kernels (the default; foreach=... chooses)", *key)
         return choice
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler may leave unscaling and skipping to the step, which then needs no synchronisation."""
+        return all(group["capturable"] or group["fused"] for group in map(self._options, self.param_groups))
+
     # ---- what can be asked ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def grad_norm(self) -> Tensor:
         """Return the l2 norm of all gradients as they are now, a float64 0-dim tensor; no synchronisation.
 
-        It is the norm over every parameter that has a gradient, unscaled and unclipped, 0 if none has.
+        It is the norm over every parameter that has a gradient, unclipped, 0 if none has; divided by `grad_scale`
+        while a GradScaler has set that. With a `norm_process_group`, all of its processes have to ask.
         """
-        gradients: dict[Any, list[Tensor]] = {}
+        gradients: dict[Any, dict[Any, list[Tensor]]] = {}
         for group in self.param_groups:
+            own = gradients.setdefault(group["norm_process_group"], {})
             for p in group["params"]:
                 if p.grad is not None and p.grad.numel():
-                    grad = dense(p.grad)
-                    gradients.setdefault((grad.device, grad.dtype), []).extend(real_blocks(grad))
-        if not gradients:
-            parameters = (p for group in self.param_groups for p in group["params"])
-            return torch.zeros((), dtype=torch.float64, device=next(parameters).device)
-        device, _ = next(iter(gradients))
-        sums = [_on(device, foreach.squares(grads)) for grads in gradients.values()]
-        return torch.stack(sums).sum().sqrt()
+                    refuse_sparse(p.grad)
+                    own.setdefault((p.grad.device, p.grad.dtype), []).extend(real_blocks(p.grad.resolve_conj()))
+        sums = {key: [pieces.squares(some) for some in own.values()] for key, own in gradients.items()}
+        device = next((device for own in gradients.values() for device, _ in own), self._device())
+        norm = complete(sums, None, device)[0].sqrt()
+        grad_scale = getattr(self, "grad_scale", None)
+        return norm if grad_scale is None else norm / on(device, grad_scale)
+
+    def _device(self) -> torch.device:
+        """Return the device of the first parameter; where this process has none, the one that collectives use."""
+        first = next((p for group in self.param_groups for p in group["params"]), None)
+        if first is not None:
+            return first.device
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
 
     def trust_ratios(self) -> dict[str, Tensor]:
         """Return the ratios of the last step by parameter name, on the parameter's device; no synchronisation.
 
-        Each is a float64 tensor [directions, blocks]: one direction for LAMB, one block unless stacked; 1 where
-        the layer is not adapted, NaN where it took no step. Without names, or where names repeat, the keys are
-        the numbers of the state dict.
+        Each is a float64 tensor [directions, blocks]: two directions for LANS and else one, one block unless
+        stacked; 1 where the layer is not adapted, NaN where it took no step. Without names, or where names
+        repeat, the keys are the numbers of the state dict.
         """
         taken: dict[int, Tensor] = {}
-        for places, ratios in self._record:
-            blocks = ratios.split([place.blocks for place in places])
-            taken.update((place.number, some.T) for place, some in zip(places, blocks, strict=True))
+        for numbers, blocks, ratios in self._record:
+            taken.update({number: some.T for number, some in zip(numbers, ratios.split(blocks), strict=True)})
         found: dict[str, Tensor] = {}
         numbered = ((group, p) for group in self.param_groups for p in group["params"])
         for n, (name, (group, p)) in enumerate(zip(self._names(), numbered, strict=True)):
-            if n in taken:
+            if n in taken and taken[n].numel():
                 found[name] = taken[n]
             else:
                 shape = (self._directions, group["stacked"][1] if group["stacked"] else 1)
@@ -194,123 +286,3 @@ class TrustRatioOptimizer(Optimizer, ABC):
         names = [name for group in self.param_groups for name in group.get("param_names", ())]
         count = sum(len(group["params"]) for group in self.param_groups)
         return names if len(set(names)) == count else [str(n) for n in range(count)]
-
-    # ---- groups ---------------------------------------------------------------------------------------------
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its options default to the optimizer's. The dict itself is not changed.
-
-        Raises:
-            ValueError: an option out of range or misspelt, a parameter given twice, a shape that `stacked` does
-                not divide.
-            NotImplementedError: an option or a kind of parameter that this version does not have.
-        """
-        if isinstance(param_group, dict):
-            param_group = dict(param_group)
-            if not isinstance(param_group["params"], (Tensor, set)):
-                param_group["params"] = list(param_group["params"])
-                given = [p[1] if isinstance(p, tuple) else p for p in param_group["params"]]
-                if len({id(p) for p in given}) != len(given):
-                    raise ValueError("a parameter group names the same parameter twice")
-        super().add_param_group(param_group)
-        try:
-            group = self.param_groups[-1]
-            check_names(group, self.defaults)
-            self._check_group(group, look_at_tensors=True)
-            names = group.get("param_names", range(len(group["params"])))
-            if len(names) != len(group["params"]):
-                raise ValueError(f"a parameter group has {len(group['params'])} parameters, {len(names)} names")
-            for name, p in zip(names, group["params"], strict=True):
-                check_parameter(str(name), p, group["stacked"])
-        except Exception:
-            self.param_groups.pop()
-            raise
-
-    def _check_group(self, group: dict[str, Any], *, look_at_tensors: bool) -> None:
-        check_common(group, look_at_tensors=look_at_tensors)
-        self._check_rule(group)
-        if group["differentiable"] != self.defaults["differentiable"]:
-            raise ValueError("differentiable must be the same for all groups; give it to the optimizer")
-
-    # ---- state ----------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def init_state(self) -> None:
-        """Create the state of all parameters that take gradients, as before a first step; checkpoints want it."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.requires_grad or p.grad is not None:
-                    self._state_of(p, group)
-
-    def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        state = self.state[p]
-        if "step" not in state:
-            state.update(new_state(p, self._moments))
-        if group["master_weights"] and p.dtype in HALF:
-            if "master" not in state:
-                state["master"] = master_of(p)
-        else:
-            state.pop("master", None)  # it would go stale
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict of this optimizer or, for LAMB, of torch's Adam and AdamW; tensors are copied.
-
-        Dtypes follow the state contract whatever the file has. Options that the file lacks keep the value of the
-        live group; so do those that say how to compute (foreach, fused, capturable, differentiable).
-
-        Raises:
-            ValueError: groups, shapes or keys do not fit, an option is out of range, or AdamW had amsgrad on.
-                Nothing has changed then.
-        """
-        # The hook is registered last, so that it sees what the user's own hooks have made of the state dict.
-        handle = self.register_load_state_dict_pre_hook(_prepare)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if not hasattr(self, "_record"):
-            self._record = []
-        for name, value in option_defaults(type(self)).items():
-            self.defaults.setdefault(name, value)
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
-        for p, values in self.state.items():
-            if isinstance(values, dict):
-                for key, value in values.items():
-                    if isinstance(value, Unloaded):
-                        values[key] = restore(p, key, value.value)
-
-
-def _prepare(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Check a state dict against the optimizer, complete its groups, and hide its tensors from torch's casts."""
-    assert isinstance(optimizer, TrustRatioOptimizer)
-    live, loaded = optimizer.param_groups, [dict(group) for group in state_dict["param_groups"]]
-    states = dict(state_dict["state"])
-    if [len(group["params"]) for group in live] != [len(group["params"]) for group in loaded]:
-        return state_dict  # torch says what is wrong
-    for old, new in zip(live, loaded, strict=True):
-        if new.get("amsgrad"):
-            raise ValueError("the state dict was written with amsgrad=True, which this optimizer does not have")
-        for name in FOREIGN_OPTIONS:
-            new.pop(name, None)
-        for name in optimizer.defaults:
-            if name not in new or name in HOW_COMPUTED:
-                new[name] = old[name]
-        for key, p in zip(new["params"], old["params"], strict=True):
-            if isinstance(state := states.get(key), dict):
-                check_state(str(key), p, state, optimizer._moments)
-                states[key] = {name: Unloaded(value) for name, value in state.items()}
-        optimizer._check_group(new, look_at_tensors=True)
-        for key, p in zip(new["params"], old["params"], strict=True):
-            check_parameter(str(key), p, new["stacked"])
-    return {**state_dict, "state": states, "param_groups": loaded}
-
-
-def _on(device: torch.device, a: Tensor) -> Tensor:
-    # Without waiting, except for what the CPU is to read: that could be read before it has come.
-    return a.to(device, non_blocking=device.type != "cpu")

@@ -1,12 +1,13 @@
 """From parameter groups to lists of layers that one kernel call can take."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from largebatch.optim.kernels.contract import Layers
+from largebatch.optim.state import HALF, REAL_DTYPE
 
 
 class Member(NamedTuple):
@@ -16,38 +17,16 @@ class Member(NamedTuple):
     """Its number in the state dict."""
     p: Tensor
     grad: Tensor
+    step: Tensor | None
+    """Its count of steps; None for rules that do not count."""
+    master: Tensor | None
+    moments: tuple[Tensor, ...]
 
 
-class Place(NamedTuple):
-    """Where consecutive layers come from."""
-
-    number: int
-    """The number of the parameter."""
-    blocks: int
-    """How many layers it holds."""
-
-
-def dense(grad: Tensor) -> Tensor:
-    """Return the gradient, if it is dense, with a pending conjugation carried out.
-
-    Raises:
-        RuntimeError: it is sparse.
-    """
+def refuse_sparse(grad: Tensor) -> None:
+    """Raise RuntimeError if a gradient is not dense."""
     if grad.layout != torch.strided:
         raise RuntimeError("a gradient is sparse; layerwise norms need dense gradients (sparse=False)")
-    return grad.resolve_conj()
-
-
-def taking_part(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[Member]]]:
-    """Yield each group with those of its parameters that have a gradient."""
-    number = 0
-    for group in groups:
-        members: list[Member] = []
-        for p in group["params"]:
-            if p.grad is not None:
-                members.append(Member(number, p, dense(p.grad)))
-            number += 1
-        yield group, members
 
 
 def alike(members: Iterable[Member]) -> Iterator[tuple[torch.device, bool, list[Member]]]:
@@ -87,34 +66,42 @@ def real_blocks(a: Tensor, stacked: tuple[int, int] | None = None, *, detach: bo
     return [torch.view_as_real(b) if b.is_complex() else b for b in blocks]
 
 
-def layers_of(
-    members: Iterable[Member],
-    states: Mapping[Tensor, dict[str, Any]],
-    *,
-    moments: Iterable[str],
-    stacked: tuple[int, int] | None,
-    detach: bool,
-) -> tuple[Layers, list[Place]]:
-    """Return the layers of alike members and where they come from; empty parameters have none.
+def block_count(member: Member, stacked: tuple[int, int] | None) -> int:
+    """Return how many layers a parameter holds: none if it is empty."""
+    if member.p.numel() == 0:
+        return 0
+    return stacked[1] if stacked else 1
 
-    Members have a "master" in their state either all or not at all.
+
+def layers_of(
+    members: Sequence[Member], *, keys: Sequence[str], stacked: tuple[int, int] | None, detach: bool
+) -> Layers:
+    """Return the layers of alike members, in their order; empty parameters have none.
+
+    Args:
+        members: of one device and dtype; they have a master either all or not at all.
+        keys: the names of their moments.
+        stacked: (dim, count) of the group.
+        detach: whether autograd is kept out.
     """
-    layers = Layers(x=[], g=[], state={key: [] for key in moments}, t=[])
-    places: list[Place] = []
-    for number, p, grad in members:
-        if p.numel() == 0:
+    p = members[0].p
+    layers = Layers(dtype=REAL_DTYPE[p.dtype], state={key: [] for key in keys})
+    for member in members:
+        if member.p.numel() == 0:
             continue
-        state = states[p]
-        blocks = real_blocks(p, stacked, detach=detach)
-        if "master" in state:
-            layers.x += real_blocks(state["master"], stacked)
+        blocks = real_blocks(member.p, stacked, detach=detach)
+        if member.master is not None:
+            layers.x += real_blocks(member.master, stacked)
             layers.rounded = layers.rounded or []
             layers.rounded += blocks
         else:
             layers.x += blocks
-        layers.g += real_blocks(grad, stacked, detach=detach)
-        for key, values in layers.state.items():
-            values += real_blocks(state[key], stacked, detach=detach)
-        layers.t += [float(state["step"])] * len(blocks)
-        places.append(Place(number, len(blocks)))
-    return layers, places
+        layers.g += real_blocks(member.grad.resolve_conj(), stacked, detach=detach)
+        for key, moment in zip(keys, member.moments, strict=True):
+            layers.state[key] += real_blocks(moment, stacked, detach=detach)
+    return layers
+
+
+def has_master(p: Tensor, options: Any) -> bool:
+    """Return whether a parameter of a group with these options is stepped through a float32 master."""
+    return bool(options["master_weights"]) and p.dtype in HALF

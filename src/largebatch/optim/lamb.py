@@ -14,6 +14,7 @@ The plain implementation below has the same order and letters, cut in two where 
 ``r + weight_decay * x``. The faster ones (`kernels/`) are judged by it.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -21,14 +22,21 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.base import TrustRatioOptimizer
-from largebatch.optim.kernels import foreach
-from largebatch.optim.kernels.contract import LambRule, Layers, Nesterov, Norm, Phases
-from largebatch.optim.kernels.plain import any_number_of_elements, each_layer, partial_sum, squares, write_back_
-from largebatch.optim.options import check_choice, check_flag, check_number, check_pair
+from largebatch.optim.kernels import foreach as multi_tensor
+from largebatch.optim.kernels import pieces
+from largebatch.optim.kernels.contract import Count, LambRule, Layers, Nesterov, Norm, Phases
+from largebatch.optim.kernels.plain import any_number_of_elements, each_layer, partial_sums, squares, write_back_
+from largebatch.optim.options import check_choice, check_flag, check_number, check_pair, given_options
 
 
-def lamb_direction(x: Tensor, g: Tensor, m: Tensor, v: Tensor, t: float, rule: LambRule) -> Tensor:
-    """Return ``u = r + weight_decay * x`` of one layer, from moments that have seen g."""
+def update_moments_(m: Tensor, v: Tensor, g: Tensor, layers: Layers, rule: LambRule) -> None:
+    """Move both moments of one layer towards the gradient and its square."""
+    m.mul_(layers.unless_skipped(rule.beta1, 1.0)).add_(g, alpha=1 - rule.beta1)
+    v.mul_(layers.unless_skipped(rule.beta2, 1.0)).addcmul_(g, g, value=1 - rule.beta2)
+
+
+def corrected_moments(g: Tensor, m: Tensor, v: Tensor, t: Count, rule: LambRule) -> tuple[Tensor, Tensor]:
+    """Return mhat and vhat of one layer, from moments that have seen g."""
     beta1, beta2 = rule.beta1, rule.beta2
     corrected = rule.bias_correction
     mhat = m / (1 - beta1**t) if corrected else m
@@ -39,6 +47,12 @@ def lamb_direction(x: Tensor, g: Tensor, m: Tensor, v: Tensor, t: float, rule: L
     if rule.nesterov == "both":  # NN-LAMB: the second moment too
         ahead, now = (1 - beta2 ** (t + 1), 1 - beta2**t) if corrected else (1, 1)
         vhat = beta2 * v / ahead + (1 - beta2) * g * g / now
+    return mhat, vhat
+
+
+def lamb_direction(x: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Count, rule: LambRule) -> Tensor:
+    """Return ``u = r + weight_decay * x`` of one layer, from moments that have seen g."""
+    mhat, vhat = corrected_moments(g, m, v, t, rule)
     r = mhat / (vhat.sqrt() + rule.eps)
     return r + rule.weight_decay * x
 
@@ -47,13 +61,12 @@ def lamb_norms_(layers: Layers, rule: LambRule) -> Tensor:
     """Update m and v of each layer; return float64 [layers, 2]: the sums for ``||x||`` and ``||u||``."""
     sums = []
     moments = zip(layers.state["exp_avg"], layers.state["exp_avg_sq"], strict=True)
-    for (x, g, t), (m, v) in zip(each_layer(layers, "exp_avg", rule.maximize), moments, strict=True):
-        m.mul_(rule.beta1).add_(g, alpha=1 - rule.beta1)
-        v.mul_(rule.beta2).addcmul_(g, g, value=1 - rule.beta2)
+    for (x, g, t), (m, v) in zip(each_layer(layers, rule.maximize), moments, strict=True):
+        update_moments_(m, v, g, layers, rule)
         if torch.is_grad_enabled():
             x = x.clone()  # autograd keeps what the norm has read, and x is about to be overwritten
         u = lamb_direction(x, g, m, v, t, rule)
-        sums.append(torch.stack([partial_sum(x, rule.norm), partial_sum(u, rule.norm)]))
+        sums.append(partial_sums(rule.norm, x, u))
     return torch.stack(sums)
 
 
@@ -61,9 +74,35 @@ def lamb_apply_(layers: Layers, rule: LambRule, ratios: Tensor, lr: float | Tens
     """Move each layer: ``x <- x - lr * ratio * u``, with ratios float64 [layers, 1]."""
     moments = zip(layers.state["exp_avg"], layers.state["exp_avg_sq"], strict=True)
     lengths = (lr * ratios[:, 0]).unbind()
-    for i, ((x, g, t), (m, v)) in enumerate(zip(each_layer(layers, "exp_avg", rule.maximize), moments, strict=True)):
+    for i, ((x, g, t), (m, v)) in enumerate(zip(each_layer(layers, rule.maximize), moments, strict=True)):
         u = lamb_direction(x, g, m, v, t, rule)
         write_back_(layers, i, x - lengths[i] * u)
+
+
+def check_lamb_options(options: Mapping[str, Any]) -> None:
+    """Check the options that LAMB and LANS have and others do not."""
+    check_pair("betas", options["betas"], least=0, below=1)
+    # At eps 0 an entry whose gradients have all been zero divides 0 by 0 and never recovers.
+    check_number("eps", options["eps"], above=0)
+    check_number("weight_decay", options["weight_decay"], least=0)
+    check_flag("bias_correction", options["bias_correction"])
+    check_choice("nesterov", options["nesterov"], (None, "first", "both"))
+
+
+def lamb_rule(options: Mapping[str, Any]) -> LambRule:
+    """Return the record of a group's options that the kernels of LAMB and LANS need."""
+    beta1, beta2 = options["betas"]
+    return LambRule(
+        beta1=float(beta1),
+        beta2=float(beta2),
+        eps=float(options["eps"]),
+        weight_decay=float(options["weight_decay"]),
+        bias_correction=options["bias_correction"],
+        nesterov=options["nesterov"],
+        maximize=options["maximize"],
+        adapt=options["adapt"],
+        norm=options["norm"],
+    )
 
 
 class LAMB(TrustRatioOptimizer):
@@ -129,7 +168,7 @@ class LAMB(TrustRatioOptimizer):
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
     _phases: ClassVar[dict[str, Phases]] = {
         "plain": Phases(squares, lamb_norms_, lamb_apply_, any_number_of_elements),
-        "foreach": Phases(foreach.squares, foreach.lamb_norms_, foreach.lamb_apply_, foreach.elements_at_once),
+        "foreach": Phases(pieces.squares, multi_tensor.lamb_norms_, multi_tensor.lamb_apply_, pieces.kept_elements),
     }
 
     def __init__(
@@ -156,47 +195,10 @@ class LAMB(TrustRatioOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "bias_correction": bias_correction,
-            "nesterov": nesterov,
-            "adapt": adapt,
-            "norm": norm,
-            "phi_bounds": phi_bounds,
-            "ratio_bounds": ratio_bounds,
-            "max_grad_norm": max_grad_norm,
-            "stacked": stacked,
-            "master_weights": master_weights,
-            "norm_process_group": norm_process_group,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, given_options(LAMB, locals()))
 
-    def _check_rule(self, group: dict[str, Any]) -> None:
-        check_pair("betas", group["betas"], least=0, below=1)
-        # At eps 0 an entry whose gradients have all been zero divides 0 by 0 and never recovers.
-        check_number("eps", group["eps"], above=0)
-        check_number("weight_decay", group["weight_decay"], least=0)
-        check_flag("bias_correction", group["bias_correction"])
-        check_choice("nesterov", group["nesterov"], (None, "first", "both"))
+    def _check_rule(self, options: Mapping[str, Any]) -> None:
+        check_lamb_options(options)
 
-    def _rule(self, group: dict[str, Any]) -> LambRule:
-        beta1, beta2 = group["betas"]
-        return LambRule(
-            beta1=float(beta1),
-            beta2=float(beta2),
-            eps=float(group["eps"]),
-            weight_decay=float(group["weight_decay"]),
-            bias_correction=group["bias_correction"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-            adapt=group["adapt"],
-            norm=group["norm"],
-        )
+    def _rule(self, options: Mapping[str, Any]) -> LambRule:
+        return lamb_rule(options)

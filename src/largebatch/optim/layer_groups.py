@@ -7,7 +7,7 @@ out batch normalisation only. What is left out is told by module type and by nam
 import fnmatch
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,13 +26,14 @@ class _Entry:
 
 
 class LayerGroups(list[dict[str, Any]]):
-    """Parameter groups with the keys `params`, `param_names`, `weight_decay` and `adapt`.
+    """Parameter groups with the keys `params`, `param_names`, `weight_decay`, `adapt` and, where asked, `stacked`.
 
     ``str()`` is the table of who decays and who adapts; layers that differ only in their numbers share a line.
     """
 
     def __str__(self) -> str:
-        rows = [("parameters", "shape", "count", "elements", "weight_decay", "adapt")]
+        stacks = any("stacked" in group for group in self)
+        rows = [["parameters", "shape", "count", "elements", "weight_decay", "adapt", *(["stacked"] if stacks else [])]]
         for group in self:
             alike: dict[tuple[str, str], list[nn.Parameter]] = {}
             for name, p in zip(group["param_names"], group["params"], strict=True):
@@ -40,9 +41,9 @@ class LayerGroups(list[dict[str, Any]]):
                 shape += "" if p.requires_grad else " (frozen)"
                 alike.setdefault((re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name), shape), []).append(p)
             for (name, shape), some in alike.items():
-                rows.append((name, shape, *_counts(some), *_decisions(group)))
+                rows.append([name, shape, *_counts(some), *_decisions(group, stacks)])
         for group in self:
-            rows.append(("in all", "", *_counts(group["params"]), *_decisions(group)))
+            rows.append(["in all", "", *_counts(group["params"]), *_decisions(group, stacks)])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
         for row in rows:
@@ -58,8 +59,12 @@ def _counts(parameters: Sequence[nn.Parameter]) -> tuple[str, str]:
     return str(len(parameters)), f"{sum(p.numel() for p in parameters):,}"
 
 
-def _decisions(group: dict[str, Any]) -> tuple[str, str]:
-    return f"{group['weight_decay']:g}", "yes" if group["adapt"] else "no"
+def _decisions(group: dict[str, Any], stacks: bool) -> list[str]:
+    made = [f"{group['weight_decay']:g}", "yes" if group["adapt"] else "no"]
+    if stacks:
+        dim, count = group.get("stacked") or (None, None)
+        made.append("" if dim is None else f"{count} along {dim}")
+    return made
 
 
 def layer_groups(
@@ -67,10 +72,12 @@ def layer_groups(
     weight_decay: float = 0.01,
     no_decay: Sequence[Rule] = ("bias", "norm"),
     no_adapt: Sequence[Rule] = ("bias", "norm"),
+    *,
+    stacked: Mapping[Rule, tuple[int, int]] | None = None,
 ) -> LayerGroups:
-    """Return up to four parameter groups: decaying or not, adapted or not. Prints nothing; ``print`` the result.
+    """Return parameter groups: decaying or not, adapted or not. Prints nothing; ``print`` the result.
 
-    A rule in `no_decay` or `no_adapt` is one of
+    A rule in `no_decay`, `no_adapt` or `stacked` is one of
 
     - "bias": parameters whose own name has the word bias (``bias``, ``in_proj_bias``, ``bias_ih_l0``);
     - "norm": parameters of a torch normalisation layer, or of any module whose class (or a base of it) has "norm"
@@ -88,13 +95,19 @@ def layer_groups(
         weight_decay: of the groups that decay; those left out have 0.
         no_decay: rules for what does not decay.
         no_adapt: rules for what has ratio 1.
+        stacked: (dim, count) by rule, for parameters that hold `count` equal layers along `dim`, each with a ratio
+            of its own: ``{"in_proj_weight": (0, 3)}`` for torch's attention, ``{"c_attn.weight": (1, 3)}`` for
+            GPT-2's, whose maps are transposed, ``{"experts.*": (0, 8)}`` for eight experts in one tensor. Such
+            parameters have groups of their own.
 
     Returns:
-        A list of groups for `LAMB` or, but for the key `adapt`, any torch optimizer; empty groups are left away.
+        A list of groups for `LAMB` or, but for the keys `adapt` and `stacked`, any torch optimizer; empty groups are
+        left away.
 
     Raises:
         ValueError: the model has no parameters, the decay is not a number at least 0, or a rule is neither a
-            string nor a module class, or is a pattern or class that matches nothing.
+            string nor a module class, or is a pattern or class that matches nothing; a parameter that cannot be
+            cut as `stacked` says, or that two rules cut differently.
 
     Example:
         >>> from torch import nn
@@ -116,20 +129,44 @@ def layer_groups(
         raise ValueError(f"{type(model).__name__} has no parameters")
     still = _matches(entries, "no_decay", no_decay)
     plain = _matches(entries, "no_adapt", no_adapt)
+    cuts = _cuts(entries, stacked or {})
     groups = LayerGroups()
-    for decays in (True, False):
-        for adapts in (True, False):
-            some = [e for i, e in enumerate(entries) if (i not in still, i not in plain) == (decays, adapts)]
-            if some:
-                groups.append(
-                    {
-                        "params": [e.parameter for e in some],
-                        "param_names": [e.names[0] for e in some],
-                        "weight_decay": float(weight_decay) if decays else 0.0,
-                        "adapt": adapts,
-                    }
-                )
+    for cut in (None, *dict.fromkeys(cuts.values())):
+        for decays in (True, False):
+            for adapts in (True, False):
+                wanted = (decays, adapts, cut)
+                some = [e for i, e in enumerate(entries) if (i not in still, i not in plain, cuts.get(i)) == wanted]
+                if some:
+                    groups.append(
+                        {
+                            "params": [e.parameter for e in some],
+                            "param_names": [e.names[0] for e in some],
+                            "weight_decay": float(weight_decay) if decays else 0.0,
+                            "adapt": adapts,
+                        }
+                        | ({} if cut is None else {"stacked": cut})
+                    )
     return groups
+
+
+def _cuts(entries: list[_Entry], stacked: Mapping[Rule, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """Return (dim, count) by the number of the entry, for those that hold several layers."""
+    cuts: dict[int, tuple[int, int]] = {}
+    for rule, cut in stacked.items():
+        pair = isinstance(cut, (tuple, list)) and len(cut) == 2
+        if not pair or any(isinstance(n, bool) or not isinstance(n, int) for n in cut) or cut[1] < 1:
+            raise ValueError(f"stacked has {cut!r} for the rule {rule!r}; it must be two integers (dim, count)")
+        dim, count = cut
+        for i in sorted(_matches(entries, "stacked", (rule,))):
+            shape, name = tuple(entries[i].parameter.shape), entries[i].names[0]
+            if not -len(shape) <= dim < len(shape) or shape[dim] % count:
+                raise ValueError(
+                    f"stacked has {cut!r} for the rule {rule!r}, but {name} has shape {shape}; it needs a dimension "
+                    f"{dim} that {count} divides"
+                )
+            if cuts.setdefault(i, (dim, count)) != (dim, count):
+                raise ValueError(f"stacked has two rules for {name}, which cut it differently: {cuts[i]} and {cut}")
+    return cuts
 
 
 def _entries(model: nn.Module) -> list[_Entry]:

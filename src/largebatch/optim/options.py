@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 
 from largebatch.optim.state import STATE_DTYPE
 
-HOW_COMPUTED = ("foreach", "capturable", "differentiable", "fused")
+HOW_COMPUTED = ("foreach", "capturable", "differentiable", "fused", "norm_process_group")
 """Options that say how a step is computed, not which: they belong to the object and not to its state dict."""
 
 
@@ -24,6 +25,12 @@ def option_defaults(optimizer: type) -> dict[str, Any]:
     """Return the optimizer's options that have a default, from its signature."""
     parameters = inspect.signature(optimizer.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def given_options(optimizer: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options among the arguments of a constructor: all of its signature, so that none is forgotten."""
+    names = inspect.signature(optimizer.__init__).parameters
+    return {name: arguments[name] for name in names if name not in ("self", "params", "base_optimizer")}
 
 
 def _allowed(least: float | None, above: float | None, below: float) -> str:
@@ -105,9 +112,10 @@ def check_common(group: Mapping[str, Any], *, look_at_tensors: bool) -> None:
             given = group["max_grad_norm"]
             raise ValueError(f"max_grad_norm is {given!r}, which would erase the gradient; None switches clipping off")
         check_number("max_grad_norm", group["max_grad_norm"], above=0)
+    check_process_group(group["norm_process_group"])
     _check_stacked(group["stacked"])
-    _refuse_absent(group)
     _refuse_contradictions(group)
+    _refuse_absent(group)
 
 
 def _check_stacked(stacked: Any) -> None:
@@ -121,19 +129,25 @@ def _check_stacked(stacked: Any) -> None:
 def _refuse_absent(group: Mapping[str, Any]) -> None:
     if group["fused"]:
         raise NotImplementedError("fused=True: this version has no fused kernels; leave it None or use foreach")
-    if group["capturable"]:
-        raise NotImplementedError("capturable=True: this version keeps its step counts on the CPU")
-    if group["norm_process_group"] is not None:
-        raise NotImplementedError(
-            "norm_process_group: this version cannot complete norms over processes; leave it None"
-        )
 
 
 def _refuse_contradictions(group: Mapping[str, Any]) -> None:
+    if group["foreach"] and group["fused"]:
+        raise ValueError("foreach=True and fused=True: only one kind of kernel can take the step")
     if group["differentiable"] and group["foreach"]:
         raise ValueError("differentiable=True and foreach=True: only the plain kernels are differentiable")
     if group["differentiable"] and group["master_weights"]:
         raise ValueError("differentiable=True and master_weights=True: a rounded copy has no derivative")
+
+
+def check_process_group(value: Any) -> None:
+    """Refuse what is neither None nor a process group that this process belongs to."""
+    if value is None:
+        return
+    if not dist.is_available() or not isinstance(value, dist.ProcessGroup):
+        raise ValueError(
+            f"norm_process_group is {value!r}; it must be None or a torch.distributed process group of this process"
+        )
 
 
 def check_names(group: Mapping[str, Any], options: Iterable[str]) -> None:

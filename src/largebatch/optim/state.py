@@ -1,8 +1,8 @@
 """The state contract: which tensors a parameter has, in which dtype, and how they come out of a state dict.
 
-`step` is a float32 0-dim tensor on the CPU; moments and masters have the parameter's shape and device and the
-dtype of `STATE_DTYPE`. torch's own `load_state_dict` would cast them to the dtype of the parameter and so truncate
-the float32 moments of bf16 parameters.
+`step` is a float32 0-dim tensor, on the CPU unless the group is capturable; moments and masters have the
+parameter's shape and device and the dtype of `STATE_DTYPE`. torch's own `load_state_dict` would cast them to the
+dtype of the parameter and so truncate the float32 moments of bf16 parameters.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,9 +20,9 @@ STATE_DTYPE = {
     torch.complex128: torch.complex128,
 }
 """The dtype of a parameter's moments, by the dtype of the parameter."""
+REAL_DTYPE = {dtype: state_dtype.to_real() for dtype, state_dtype in STATE_DTYPE.items()}
+"""The dtype that kernels compute in, by the dtype of the parameter."""
 HALF = (torch.float16, torch.bfloat16)
-FOREIGN_OPTIONS = ("amsgrad", "decoupled_weight_decay")
-"""Options in the groups of torch's AdamW that have no meaning here once amsgrad is known to be off."""
 
 
 class Unloaded:
@@ -34,12 +34,14 @@ class Unloaded:
         self.value = value
 
 
-def new_state(p: Tensor, moments: Iterable[str]) -> dict[str, Any]:
-    """Return the state of a parameter before its first step."""
-    zeros = {
-        key: torch.zeros_like(p, dtype=STATE_DTYPE[p.dtype], memory_format=torch.preserve_format) for key in moments
-    }
-    return {"step": torch.zeros((), dtype=torch.float32, device="cpu"), **zeros}
+def new_moment(p: Tensor) -> Tensor:
+    """Return a moment of a parameter before its first step: zeros in the parameter's own strides."""
+    return torch.zeros_like(p, dtype=STATE_DTYPE[p.dtype], memory_format=torch.preserve_format)
+
+
+def new_count(p: Tensor, *, on_device: bool) -> Tensor:
+    """Return the number of steps that a new parameter has taken."""
+    return torch.zeros((), dtype=torch.float32, device=p.device if on_device else "cpu")
 
 
 def master_of(p: Tensor) -> Tensor:
@@ -47,29 +49,28 @@ def master_of(p: Tensor) -> Tensor:
     return p.detach().to(STATE_DTYPE[p.dtype], copy=True)
 
 
-def check_state(name: str, p: Tensor, state: Any, moments: Iterable[str]) -> None:
+def check_state(name: str, p: Tensor, state: Mapping[str, Any], needed: Iterable[str]) -> None:
     """Refuse a loaded state that does not fit the parameter; an empty one fits any.
 
     Raises:
         ValueError: a key is missing, or a tensor has another shape.
     """
-    if not isinstance(state, Mapping) or not state:
+    if not state:
         return
-    needed = ("step", *moments)
     if missing := [key for key in needed if key not in state]:
         raise ValueError(
             f"the loaded state of parameter {name} has {', '.join(map(str, state))} but not {', '.join(missing)}"
         )
-    for key in (*moments, "master"):
-        if key in state and tuple(state[key].shape) != tuple(p.shape):
+    for key in (*needed, "master"):
+        value = state.get(key)
+        if key != "step" and isinstance(value, Tensor) and tuple(value.shape) != tuple(p.shape):
             raise ValueError(
-                f"the loaded {key} of parameter {name} has shape {tuple(state[key].shape)}, "
-                f"the parameter {tuple(p.shape)}"
+                f"the loaded {key} of parameter {name} has shape {tuple(value.shape)}, the parameter {tuple(p.shape)}"
             )
 
 
 def restore(p: Tensor, key: str, value: Any) -> Any:
-    """Return a copy of a loaded value in the dtype and on the device that the contract says."""
+    """Return a copy of a loaded value in the dtype that the contract says; counts come to the CPU."""
     if key == "step":
         return torch.as_tensor(value).detach().to("cpu", torch.float32, copy=True)
     if not isinstance(value, Tensor):

@@ -2,19 +2,25 @@
 
 A step is made in phases, so that the trust ratio is decided in one place for all backends:
 
-0. with clipping only: ``squares(gradients)`` returns the sum of their squares, 0-dim, float64;
-1. ``lamb_norms_(layers, rule)`` updates the moments and returns a float64 tensor [layers, columns] of partial
-   sums over what is stored here: sums of ``|.|^norm``, or maxima of ``|.|`` for the norm "inf". LAMB has the
-   columns (x, u): the weights and the direction. Where ``rule.adapt`` is false they may be anything;
+0. with clipping or LANS only: ``squares(gradients)`` returns the sum of squares of each, float64 [layers];
+1. ``*_norms_(layers, rule)`` updates the moments and returns a float64 tensor [layers, columns] of partial sums
+   over what is stored here: sums of ``|.|^norm``, or maxima of ``|.|`` for the norm "inf". The first column is of
+   the weights, the others of what the ratio divides by: LAMB (x, u), LANS (x, r, c), LARS (x, m) for algorithm 1
+   and (x, g) for 2017, `Layerwise` (x, u). Where ``rule.adapt`` is false they may be anything;
 2. ``trust_ratio.py`` turns the sums into ratios [layers, directions];
-3. ``lamb_apply_(layers, rule, ratios, lr)`` moves the weights.
+3. ``*_apply_(layers, rule, ratios, lr)`` moves the weights. LARS-2017, whose momentum holds ratios and rates,
+   moves its momentum here and changes nothing in phase 1.
 
 Kernels read the gradients and never write them, return nothing to the host, and give the same numbers in
 whatever lists the layers come.
+
+A step may turn out to be skipped on the device, where a mixed-precision gradient was not finite: `Layers.keep` is
+then false and the rate is 0. Kernels see a gradient of zeros and take from `Layers.unless_skipped` the factors
+with which nothing changes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -22,6 +28,9 @@ from torch import Tensor
 
 Norm: TypeAlias = Literal[1, 2, "inf"]
 Nesterov: TypeAlias = Literal["first", "both"] | None
+LarsVersion: TypeAlias = Literal["algorithm1", "2017", "2017-lr-outside"]
+Count: TypeAlias = float | Tensor
+"""A number of steps, or what follows from it: on the host a float, on the device a float64 tensor."""
 
 
 @dataclass(slots=True)
@@ -32,25 +41,44 @@ class Layers:
     the same strides, and need not be contiguous. Complex tensors come as their real views.
     """
 
-    x: list[Tensor]
+    dtype: torch.dtype
+    """The real dtype to compute in, that of the moments and masters."""
+    x: list[Tensor] = field(default_factory=list)
     """The weights to move: the parameters, or their float32 masters."""
-    g: list[Tensor]
+    g: list[Tensor] = field(default_factory=list)
     """The gradients, read only, of any floating dtype."""
-    state: dict[str, list[Tensor]]
-    """The moments by their key in the state dict; their dtype is the one to compute in."""
-    t: list[float]
-    """The number of each layer's step, from 1."""
+    state: dict[str, list[Tensor]] = field(default_factory=dict)
+    """The moments by their key in the state dict."""
+    t: list[float] | Tensor = field(default_factory=list)
+    """The number of each layer's step, from 1; float64 [layers] on the device. Empty for rules that do not count."""
     rounded: list[Tensor] | None = None
     """With master weights: the half-precision parameters, to be overwritten with the rounded x."""
     g_scale: Tensor | None = None
-    """0-dim float64: what the gradients are multiplied by when they are clipped."""
+    """What the gradients are multiplied by, float64: 0-dim, or one number for each layer."""
+    keep: Tensor | None = None
+    """0-dim bool: whether the step is taken; None where that is certain."""
     kept: Any = None
     """Left by the backend in phase 1 for itself in phase 3."""
 
+    def unless_skipped(self, factor: float, when_skipped: float) -> float | Tensor:
+        """Return the factor, or, where the step may be skipped, a tensor that is one of the two."""
+        if self.keep is None:
+            return factor
+        return torch.where(self.keep, self.keep.new_full((), factor, dtype=self.dtype), when_skipped)
+
 
 @dataclass(frozen=True, slots=True)
-class LambRule:
-    """The options of a group that change LAMB's direction and norms."""
+class Rule:
+    """The options of a group that every rule has and its kernels need."""
+
+    maximize: bool
+    adapt: bool
+    norm: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class LambRule(Rule):
+    """The options of a group that change LAMB's and LANS's directions."""
 
     beta1: float
     beta2: float
@@ -58,25 +86,32 @@ class LambRule:
     weight_decay: float
     bias_correction: bool
     nesterov: Nesterov
-    maximize: bool
-    adapt: bool
-    norm: Norm
 
-    def first_weights(self, t: float) -> tuple[float, float]:
+    def first_weights(self, t: Count) -> tuple[Count, Count]:
         """Return (a, b) of ``mhat = a * m + b * g`` at step t."""
         return _look_ahead(self.beta1, t, self.bias_correction, self.nesterov is not None)
 
-    def second_weights(self, t: float) -> tuple[float, float]:
+    def second_weights(self, t: Count) -> tuple[Count, Count]:
         """Return (a, b) of ``vhat = a * v + b * g * g`` at step t."""
         return _look_ahead(self.beta2, t, self.bias_correction, self.nesterov == "both")
 
 
-def _look_ahead(beta: float, t: float, bias_correction: bool, ahead: bool) -> tuple[float, float]:
+def _look_ahead(beta: float, t: Count, bias_correction: bool, ahead: bool) -> tuple[Count, Count]:
     now = 1 - beta**t if bias_correction else 1.0
     if not ahead:
         return 1 / now, 0.0
     after = 1 - beta ** (t + 1) if bias_correction else 1.0
     return beta / after, (1 - beta) / now
+
+
+@dataclass(frozen=True, slots=True)
+class LarsRule(Rule):
+    """The options of a group that change LARS's direction and momentum."""
+
+    version: LarsVersion
+    momentum: float
+    weight_decay: float
+    nesterov: bool
 
 
 class Phases(NamedTuple):

@@ -1,237 +1,326 @@
 """Multi-tensor kernels from torch's `_foreach` operations: few calls, bounded temporaries, nothing to the host.
 
-A layer is cut into pieces and small layers are taken together, so that a temporary holds `PIECE_ELEMENTS` at
-most. On a CPU the pieces are small enough that all operations of a phase find them in the cache; on a GPU they
-are large enough to fill it. The direction u of phase 1 is kept for phase 3 up to `KEPT_ELEMENTS`, and computed
-again for larger layers: the root in it is the dearest operation of a step on a CPU, a pass over memory on a GPU.
+The rules stand plainly in `lamb.py`, `lans.py`, `lars.py` and `layerwise.py`; here they are rearranged for speed.
+`pieces.py` says what a piece is. Phase 3 takes the pieces backwards, for what phase 1 touched last is still in
+the cache.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from largebatch.optim.kernels.contract import LambRule, Layers, Norm
-
-Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
-
-CPU_PIECE_ELEMENTS = 1 << 18
-"""Six arrays of 1 MiB are at work in phase 1: shorter pieces spend their time in calls, longer ones in memory.
-Tried from 2^15 to 2^20 on BERT-base's 206 tensors, on two cores with 32 MiB of last-level cache."""
-CPU_KEPT_ELEMENTS = 1 << 22
-"""16 MiB of float32."""
-CPU_EXACT_ELEMENTS = 1 << 14
-CPU_ROW_ELEMENTS = 1 << 12
-"""Up to how many elements a float32 norm is taken at once, and in how long rows otherwise."""
-PIECE_ELEMENTS = KEPT_ELEMENTS = 1 << 25
-"""On other devices: 128 MiB of float32, at which the launch of an operation takes far less than its work."""
+from largebatch.optim.kernels.contract import Count, LambRule, LarsRule, Layers, Rule
+from largebatch.optim.kernels.pieces import ColumnSums, Pieces, Tensors, cast, cut, gradient, kept_elements
 
 
-def elements_at_once(device: torch.device) -> float:
-    """Return up to how many elements phase 1 keeps u."""
-    return CPU_KEPT_ELEMENTS if device.type == "cpu" else KEPT_ELEMENTS
+def half_as_many_elements(device: torch.device) -> float:
+    """Return how many elements a rule gets that keeps two arrays for phase 3."""
+    return kept_elements(device) / 2
 
 
-def _piece_elements(device: torch.device) -> int:
-    return CPU_PIECE_ELEMENTS if device.type == "cpu" else PIECE_ELEMENTS
-
-
-@dataclass(slots=True)
-class _Pieces:
-    """Pieces of layers that one `_foreach` operation takes together."""
-
-    rows: list[int]
-    """The layer that each piece is of."""
-    lists: list[list[Tensor]]
-    """The pieces, one list for each list of tensors that was cut."""
-    u: Tensors | None = None
-
-
-def _flat(tensors: Tensors) -> Tensors:
-    """Return one-dimensional views with a common order of elements, where the strides allow it."""
-    if all(a.is_contiguous() for a in tensors):
-        return [a.view(-1) for a in tensors]
-    order = sorted(range(tensors[0].ndim), key=tensors[0].stride, reverse=True)
-    turned = [a.permute(order) for a in tensors]
-    return [a.view(-1) for a in turned] if all(a.is_contiguous() for a in turned) else turned
-
-
-def _cut(lists: Sequence[Tensors], limit: int) -> Iterator[_Pieces]:
-    """Yield the tensors of parallel lists, equal in shape, in pieces of about `limit` elements together.
-
-    A tensor that is not dense in memory is cut along its outermost dimension only, hence "about".
-    """
-    rows: list[int] = []
-    cut: list[list[Tensor]] = [[] for _ in lists]
-    total = 0
-    for row, tensors in enumerate(zip(*lists, strict=True)):
-        parts: Iterable[Tensors] = [tensors]
-        if (size := tensors[0].numel()) > limit:
-            flat = _flat(tensors)
-            outermost = flat[0].shape[0]
-            parts = zip(*(a.split(max(1, limit * outermost // size)) for a in flat), strict=True)
-        for part in parts:
-            elements = part[0].numel()
-            if rows and total + elements > limit:
-                yield _Pieces(rows, cut)
-                rows, cut, total = [], [[] for _ in lists], 0
-            rows.append(row)
-            for pieces, piece in zip(cut, part, strict=True):
-                pieces.append(piece)
-            total += elements
-    if rows:
-        yield _Pieces(rows, cut)
-
-
-def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
-    if tensors[0].dtype == dtype:
-        return tensors
-    cast = [torch.empty_like(a, dtype=dtype) for a in tensors]
-    torch._foreach_copy_(cast, tensors)
-    return cast
-
-
-def _norms(pieces: Tensors, norm: Norm) -> list[Tensor]:
-    """Return the norm of each piece in its own dtype, to about 1e-7 in float32."""
-    if norm == "inf":
-        return list(torch._foreach_max(torch._foreach_abs(pieces)))
-    if pieces[0].device.type == "cpu" and max(a.numel() for a in pieces) > CPU_EXACT_ELEMENTS:
-        return [_long_norm(a, norm) for a in pieces]
-    return list(torch._foreach_norm(pieces, norm))
-
-
-def _long_norm(a: Tensor, norm: Norm) -> Tensor:
-    # A float32 norm on the CPU adds term after term in a few lanes: off by 2e-6 on 2^18 elements, by 1e-3 on
-    # 2e7. The norm of the norms of short rows is not.
-    if a.numel() <= CPU_EXACT_ELEMENTS:
-        return torch.linalg.vector_norm(a, norm)
-    if not a.is_contiguous():
-        return torch.linalg.vector_norm(torch.linalg.vector_norm(a, norm, dim=-1), norm)
-    a = a.view(-1)
-    rest = a.numel() % CPU_ROW_ELEMENTS
-    norms = torch.linalg.vector_norm(a[: a.numel() - rest].view(-1, CPU_ROW_ELEMENTS), norm, dim=1)
-    if rest:
-        norms = torch.cat([norms, torch.linalg.vector_norm(a[-rest:], norm).view(1)])
-    return torch.linalg.vector_norm(norms, norm)
-
-
-def _sums(norms: list[Tensor], norm: Norm, rows: list[int]) -> Tensor:
-    """Return the sums of ``|.|^norm`` (or maxima) of each row, float64, from norms of its pieces in order."""
-    values = torch.stack(norms).to(torch.float64)
-    if norm == 2:
-        values = values.square()
-    counts = [sum(1 for _ in same) for _, same in groupby(rows)]
-    if len(counts) == len(rows):
-        return values
-    whole = values.split(counts)
-    return torch.stack([part.amax() if norm == "inf" else part.sum() for part in whole])
-
-
-def squares(tensors: list[Tensor]) -> Tensor:
-    """Return the sum of squares over tensors of one device and dtype, 0-dim, float64."""
-    norms: list[Tensor] = []
-    for pieces in _cut([tensors], _piece_elements(tensors[0].device)):
-        (a,) = pieces.lists
-        norms += _norms(_cast(a, torch.float32) if a[0].dtype.itemsize < 4 else a, 2)
-    return torch.stack(norms).to(torch.float64).square().sum()
+# ---- LAMB -----------------------------------------------------------------------------------------------------
 
 
 def lamb_norms_(layers: Layers, rule: LambRule) -> Tensor:
     """Phase 1 of LAMB, see `contract.py`: update the moments, return float64 [layers, (x, u)]."""
-    x, m, v = layers.x, layers.state["exp_avg"], layers.state["exp_avg_sq"]
-    keep = sum(a.numel() for a in x) <= elements_at_once(x[0].device)
-    rows: list[int] = []
-    x_norms: list[Tensor] = []
-    u_norms: list[Tensor] = []
-    kept: list[_Pieces] = []
-    for pieces in _cut([x, layers.g, m, v, layers.rounded or x], _piece_elements(x[0].device)):
-        x_, g_, m_, v_, _ = pieces.lists
-        x_, g_ = _cast(x_, m_[0].dtype), _gradient(g_, m_[0].dtype, layers.g_scale, rule.maximize)
-        torch._foreach_lerp_(m_, g_, 1 - rule.beta1)
-        torch._foreach_mul_(v_, rule.beta2)
-        torch._foreach_addcmul_(v_, g_, g_, 1 - rule.beta2)
-        kept.append(pieces)
-        if not (keep or rule.adapt):
-            continue
-        u = _lamb_direction(x_, g_, m_, v_, [layers.t[row] for row in pieces.rows], rule)
-        if rule.adapt:
-            x_norms += _norms(x_, rule.norm)
-            u_norms += _norms(u, rule.norm)
-            rows += pieces.rows
-        if keep:
-            pieces.u = u
-    layers.kept = kept
-    if not rule.adapt:
-        return torch.zeros(len(x), 2, dtype=torch.float64, device=x[0].device)
-    return torch.stack([_sums(x_norms, rule.norm, rows), _sums(u_norms, rule.norm, rows)], dim=1)
+    return _adam_norms_(layers, rule, _lamb_directions, arrays_kept=1)
 
 
 def lamb_apply_(layers: Layers, rule: LambRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Phase 3 of LAMB, see `contract.py`: ``x <- x - lr * ratio * u``, with ratios float64 [layers, 1]."""
-    kept: list[_Pieces] = layers.kept
-    layers.kept = None
-    dtype = layers.state["exp_avg"][0].dtype
-    lengths = (lr * ratios[:, 0]).to(dtype).unbind()
-    while kept:  # backwards: what phase 1 touched last is still in the cache
-        pieces = kept.pop()
-        x_, g_, m_, v_, rounded = pieces.lists
-        moved = _cast(x_, dtype)
-        u = pieces.u
-        if u is None:
-            g_ = _gradient(g_, dtype, layers.g_scale, rule.maximize)
-            u = _lamb_direction(moved, g_, m_, v_, [layers.t[row] for row in pieces.rows], rule)
-        torch._foreach_addcmul_(moved, u, [lengths[row] for row in pieces.rows], -1)
-        if moved is not x_:
-            torch._foreach_copy_(x_, moved)
-        if layers.rounded is not None:
-            torch._foreach_copy_(rounded, moved)
+    _move_along_(layers, rule, (lr * ratios).to(layers.dtype), _lamb_directions)
 
 
-def _gradient(g: list[Tensor], dtype: torch.dtype, scale: Tensor | None, maximize: bool) -> Tensors:
-    """Return the gradients of what is minimised, clipped, in `dtype`; `g` itself is never written."""
-    g_ = _cast(g, dtype)
-    if scale is not None:
-        return torch._foreach_mul(g_, (-scale if maximize else scale).to(dtype))
-    return torch._foreach_neg(g_) if maximize else g_
+def _lamb_directions(x: Tensors, g: Tensors, pieces: Pieces, layers: Layers, rule: LambRule) -> list[Tensors]:
+    """Return [u] of each piece, in new memory."""
+    fraction = _fraction(g, pieces, layers, rule)
+    return [_decayed_quotient(x, rule.weight_decay, fraction.n, fraction.d, fraction.n_scales)]
 
 
-def _lamb_direction(x: Tensors, g: Tensors, m: Tensors, v: Tensors, t: list[float], rule: LambRule) -> Tensors:
-    """Return u of each piece, in new memory."""
-    if rule.nesterov is not None:
-        return _look_ahead_direction(x, g, m, v, t, rule)
-    # With a = 1/(1-beta1^t), b = 1/(1-beta2^t) and b > 0:
-    #     r = a*m / (sqrt(b*v) + eps) = a/sqrt(b) * m / (sqrt(v) + eps/sqrt(b))
-    # which takes the corrections out of the elementwise work. It fails only where eps/sqrt(b) underflows.
-    roots = [math.sqrt(rule.second_weights(s)[0]) for s in t]
-    scales = [rule.first_weights(s)[0] / root for s, root in zip(t, roots, strict=True)]
-    d = torch._foreach_sqrt(v)
-    torch._foreach_add_(d, [rule.eps / root for root in roots])
-    if rule.weight_decay == 0:
-        u = torch._foreach_div(m, d)
-        torch._foreach_mul_(u, scales)
-        return u
-    u = torch._foreach_mul(x, rule.weight_decay)
-    torch._foreach_addcdiv_(u, m, d, scales)
-    return u
+# ---- LANS -----------------------------------------------------------------------------------------------------
 
 
-def _look_ahead_direction(x: Tensors, g: Tensors, m: Tensors, v: Tensors, t: list[float], rule: LambRule) -> Tensors:
-    """Return u of each piece for N-LAMB and NN-LAMB: the gradient enters the moments' estimates once more."""
-    a, b = zip(*(rule.first_weights(s) for s in t), strict=True)
-    n = torch._foreach_mul(m, a)
-    torch._foreach_add_(n, torch._foreach_mul(g, b))
-    a, b = zip(*(rule.second_weights(s) for s in t), strict=True)
-    d = torch._foreach_mul(v, a)
+def lans_norms_(layers: Layers, rule: LambRule) -> Tensor:
+    """Phase 1 of LANS, see `contract.py`: update the moments, return float64 [layers, (x, r, c)]."""
+    return _adam_norms_(layers, rule, _lans_directions, arrays_kept=2)
+
+
+def lans_apply_(layers: Layers, rule: LambRule, ratios: Tensor, lr: float | Tensor) -> None:
+    """Phase 3 of LANS: ``x <- x - lr * (beta1 * ratio_r * r + (1 - beta1) * ratio_c * c)``, ratios [layers, 2]."""
+    r, c = ratios.unbind(dim=1)
+    lengths = lr * torch.stack([rule.beta1 * r, (1 - rule.beta1) * c], dim=1)
+    _move_along_(layers, rule, lengths.to(layers.dtype), _lans_directions)
+
+
+def _lans_directions(x: Tensors, g: Tensors, pieces: Pieces, layers: Layers, rule: LambRule) -> list[Tensors]:
+    """Return [r, c] of each piece, in new memory; g is normalised already."""
+    fraction = _fraction(g, pieces, layers, rule)
+    return [
+        _decayed_quotient(x, rule.weight_decay, fraction.n, fraction.d, fraction.n_scales),
+        _decayed_quotient(x, rule.weight_decay, g, fraction.d, fraction.g_scales),
+    ]
+
+
+# ---- what LAMB and LANS share ---------------------------------------------------------------------------------
+
+Scalars: TypeAlias = Any
+"""One for each piece: numbers, or 0-dim tensors; torch's operations have an overload for either."""
+Directions: TypeAlias = Callable[[Tensors, Tensors, Pieces, Layers, LambRule], list[Tensors]]
+
+
+def _adam_norms_(layers: Layers, rule: LambRule, directions: Directions, *, arrays_kept: int) -> Tensor:
+    x, m, v = layers.x, layers.state["exp_avg"], layers.state["exp_avg_sq"]
+    keep = arrays_kept * sum(a.numel() for a in x) <= kept_elements(x[0].device)
+    beta1, beta2 = (layers.unless_skipped(beta, 1.0) for beta in (rule.beta1, rule.beta2))
+    sums = ColumnSums(rule.norm)
+    all_pieces: list[Pieces] = []
+    for pieces in cut([x, layers.g, m, v, layers.rounded or x]):
+        x_, g_, m_, v_, _ = pieces.lists
+        x_, g_ = cast(x_, layers.dtype), gradient(g_, pieces.rows, layers, rule.maximize)
+        if layers.keep is None:
+            torch._foreach_lerp_(m_, g_, 1 - rule.beta1)
+        else:  # two passes, but with nothing to gain from a weight of 0
+            torch._foreach_mul_(m_, beta1)
+            torch._foreach_add_(m_, g_, alpha=1 - rule.beta1)
+        torch._foreach_mul_(v_, beta2)
+        torch._foreach_addcmul_(v_, g_, g_, 1 - rule.beta2)
+        all_pieces.append(pieces)
+        if keep or rule.adapt:
+            found = directions(x_, g_, pieces, layers, rule)
+            if rule.adapt:
+                sums.add(pieces.rows, x_, *found)
+            if keep:
+                pieces.kept = found
+    layers.kept = all_pieces
+    return sums.columns() if rule.adapt else _unmeasured(layers, columns=1 + arrays_kept)
+
+
+def _move_along_(layers: Layers, rule: LambRule, lengths: Tensor, directions: Directions) -> None:
+    """Move each layer by -length along each of its directions; lengths [layers, directions]."""
+    columns = [column.unbind() for column in lengths.unbind(dim=1)]
+    for pieces in _backwards(layers):
+        x, g = pieces.lists[:2]
+        moved = cast(x, layers.dtype)
+        found = pieces.kept
+        if not found:
+            found = directions(moved, gradient(g, pieces.rows, layers, rule.maximize), pieces, layers, rule)
+        for direction, column in zip(found, columns, strict=True):
+            torch._foreach_addcmul_(moved, direction, [column[row] for row in pieces.rows], -1)
+        _write_back_(moved, pieces, layers)
+
+
+class _Fraction(NamedTuple):
+    """``mhat / (sqrt(vhat) + eps) = n_scale * n / d``, and ``1 / (sqrt(vhat) + eps) = g_scale / d``."""
+
+    n: Tensors
+    d: Tensors
+    n_scales: Scalars
+    g_scales: Scalars
+
+
+def _fraction(g: Tensors, pieces: Pieces, layers: Layers, rule: LambRule) -> _Fraction:
+    m, v = pieces.lists[2:4]
+    first_a, first_b = _per_layer(rule.first_weights, layers, pieces.rows)
+    second_a, second_b = _per_layer(rule.second_weights, layers, pieces.rows)
+    if rule.nesterov is None:
+        # With a = 1/(1-beta1^t), b = 1/(1-beta2^t) and b > 0:
+        #     r = a*m / (sqrt(b*v) + eps) = a/sqrt(b) * m / (sqrt(v) + eps/sqrt(b))
+        # which takes the corrections out of the elementwise work. It fails only where eps/sqrt(b) underflows.
+        roots = [b**0.5 for b in second_a]
+        d = torch._foreach_sqrt(v)
+        torch._foreach_add_(d, [rule.eps / root for root in roots])
+        scales = [a / root for a, root in zip(first_a, roots, strict=True)]
+        return _Fraction(m, d, scales, [1 / root for root in roots])
+    # N-LAMB and NN-LAMB: the gradient enters the moments' estimates once more.
+    n = torch._foreach_mul(m, first_a)
+    torch._foreach_add_(n, torch._foreach_mul(g, first_b))
+    d = torch._foreach_mul(v, second_a)
     if rule.nesterov == "both":
         gg = torch._foreach_mul(g, g)
-        torch._foreach_mul_(gg, b)
+        torch._foreach_mul_(gg, second_b)
         torch._foreach_add_(d, gg)
     torch._foreach_sqrt_(d)
     torch._foreach_add_(d, rule.eps)
-    u = torch._foreach_mul(x, rule.weight_decay)
-    torch._foreach_addcdiv_(u, n, d, 1.0)
+    ones = [1.0] * len(pieces.rows)
+    return _Fraction(n, d, ones, ones)
+
+
+def _per_layer(
+    weights: Callable[[Count], tuple[Count, Count]], layers: Layers, rows: list[int]
+) -> tuple[Scalars, Scalars]:
+    """Return both weights for the layer of each piece, as numbers or as 0-dim tensors."""
+    if isinstance(layers.t, Tensor):
+        a, b = (w.unbind() if isinstance(w, Tensor) else [w] * len(layers.x) for w in weights(layers.t))
+        return [a[row] for row in rows], [b[row] for row in rows]
+    found = [weights(layers.t[row]) for row in rows]
+    return [a for a, _ in found], [b for _, b in found]
+
+
+def _decayed_quotient(x: Tensors, weight_decay: float, n: Tensors, d: Tensors, scales: Scalars) -> Tensors:
+    """Return ``scale * n / d + weight_decay * x`` in new memory."""
+    on_host = not isinstance(scales[0], Tensor)
+    if on_host and weight_decay != 0:
+        u = torch._foreach_mul(x, weight_decay)
+        torch._foreach_addcdiv_(u, n, d, scales)
+        return u
+    u = torch._foreach_div(n, d)
+    torch._foreach_mul_(u, scales)
+    if weight_decay != 0:
+        torch._foreach_add_(u, x, alpha=weight_decay)
     return u
+
+
+# ---- LARS -----------------------------------------------------------------------------------------------------
+
+
+def lars_norms_(layers: Layers, rule: LarsRule) -> Tensor:
+    """Phase 1 of LARS, see `contract.py`: float64 [layers, (x, m)] for algorithm 1, else [layers, (x, g)]."""
+    sums = ColumnSums(rule.norm)
+    all_pieces: list[Pieces] = []
+    keep = sum(a.numel() for a in layers.x) <= kept_elements(layers.x[0].device)
+    for pieces in _lars_pieces(layers):
+        x, g = cast(pieces.lists[0], layers.dtype), gradient(pieces.lists[1], pieces.rows, layers, rule.maximize)
+        all_pieces.append(pieces)
+        measured = g
+        if rule.version == "algorithm1":
+            measured = _first_algorithm_(x, g, pieces, layers, rule)
+            if keep and (rule.nesterov or not _buffers(pieces)):
+                pieces.kept = [measured]
+        if rule.adapt:
+            sums.add(pieces.rows, x, measured)
+    layers.kept = all_pieces
+    return sums.columns() if rule.adapt else _unmeasured(layers, columns=2)
+
+
+def lars_apply_(layers: Layers, rule: LarsRule, ratios: Tensor, lr: float | Tensor) -> None:
+    """Phase 3 of LARS, see `contract.py`, with ratios float64 [layers, 1]."""
+    lengths = (lr * ratios[:, 0]).to(layers.dtype).unbind()
+    rates: float | Tensor = 1.0
+    if rule.version == "2017":
+        rates = layers.unless_skipped(1.0, 0.0)
+    elif rule.version == "2017-lr-outside":
+        lengths, rates = ratios[:, 0].to(layers.dtype).unbind(), lr
+    for pieces in _backwards(layers):
+        moved = cast(pieces.lists[0], layers.dtype)
+        own = [lengths[row] for row in pieces.rows]
+        if rule.version == "algorithm1":
+            (u,) = pieces.kept or [_first_algorithm_again(moved, pieces, layers, rule)]
+            torch._foreach_addcmul_(moved, u, own, -1)
+        else:
+            g = gradient(pieces.lists[1], pieces.rows, layers, rule.maximize)
+            step = _second_algorithm_(moved, g, own, pieces, layers, rule)
+            if isinstance(rates, Tensor):
+                step = torch._foreach_mul(step, rates.to(layers.dtype))
+                torch._foreach_sub_(moved, step)
+            else:
+                torch._foreach_add_(moved, step, alpha=-rates)
+        _write_back_(moved, pieces, layers)
+
+
+def _lars_pieces(layers: Layers) -> Iterator[Pieces]:
+    """Yield pieces of (x, g, the buffer if there is momentum, rounded)."""
+    return cut([layers.x, layers.g, *layers.state.values(), layers.rounded or layers.x])
+
+
+def _buffers(pieces: Pieces) -> list[list[Tensor]]:
+    return pieces.lists[2:-1]
+
+
+def _decayed_gradient(x: Tensors, g: Tensors, layers: Layers, rule: LarsRule) -> Tensors:
+    """Return ``g + weight_decay * x``; g itself without decay."""
+    decay = layers.unless_skipped(rule.weight_decay, 0.0)
+    if isinstance(decay, Tensor):
+        return torch._foreach_add(torch._foreach_mul(x, decay), g)
+    return torch._foreach_add(g, x, alpha=decay) if decay else g
+
+
+def _first_algorithm_(x: Tensors, g: Tensors, pieces: Pieces, layers: Layers, rule: LarsRule) -> Tensors:
+    """Move the momentum and return the direction: the buffer itself, or new memory."""
+    d = _decayed_gradient(x, g, layers, rule)
+    if not _buffers(pieces):
+        return d
+    (m,) = _buffers(pieces)
+    if layers.keep is None:
+        torch._foreach_lerp_(m, d, 1 - rule.momentum)
+    else:
+        torch._foreach_mul_(m, layers.unless_skipped(rule.momentum, 1.0))
+        torch._foreach_add_(m, d, alpha=1 - rule.momentum)
+    return torch._foreach_lerp(d, m, rule.momentum) if rule.nesterov else m
+
+
+def _first_algorithm_again(x: Tensors, pieces: Pieces, layers: Layers, rule: LarsRule) -> Tensors:
+    """Return the direction that phase 1 has measured and not kept."""
+    buffers = _buffers(pieces)
+    if buffers and not rule.nesterov:
+        return buffers[0]
+    d = _decayed_gradient(x, gradient(pieces.lists[1], pieces.rows, layers, rule.maximize), layers, rule)
+    return torch._foreach_lerp(d, buffers[0], rule.momentum) if buffers else d
+
+
+def _second_algorithm_(
+    x: Tensors, g: Tensors, lengths: list[Tensor], pieces: Pieces, layers: Layers, rule: LarsRule
+) -> Tensors:
+    """Move the momentum by length * (g + weight_decay * x) and return the step: the buffer, or new memory."""
+    d = torch._foreach_mul(_decayed_gradient(x, g, layers, rule), lengths)
+    if not _buffers(pieces):
+        return d
+    (v,) = _buffers(pieces)
+    torch._foreach_mul_(v, layers.unless_skipped(rule.momentum, 1.0))
+    torch._foreach_add_(v, d)
+    if rule.nesterov:
+        torch._foreach_add_(d, v, alpha=rule.momentum)
+        return d
+    return v
+
+
+# ---- the general strategy -------------------------------------------------------------------------------------
+
+
+def layerwise_norms_(layers: Layers, rule: Rule) -> Tensor:
+    """Phase 1 of `Layerwise`: float64 [layers, (x, u)], with u the step that the base took at rate 1."""
+    sums = ColumnSums(rule.norm)
+    all_pieces: list[Pieces] = []
+    for pieces in cut([layers.x, layers.state["start"], layers.state["stepped"], layers.rounded or layers.x]):
+        all_pieces.append(pieces)
+        if rule.adapt:
+            start = cast(pieces.lists[1], layers.dtype)
+            sums.add(pieces.rows, start, torch._foreach_sub(start, pieces.lists[2]))
+    layers.kept = all_pieces
+    return sums.columns() if rule.adapt else _unmeasured(layers, columns=2)
+
+
+def layerwise_apply_(layers: Layers, rule: Rule, ratios: Tensor, lr: float | Tensor) -> None:
+    """Phase 3 of `Layerwise`: ``x <- start - lr * ratio * u``, with ratios float64 [layers, 1]."""
+    lengths = (lr * ratios[:, 0]).to(layers.dtype).unbind()
+    for pieces in _backwards(layers):
+        start = cast(pieces.lists[1], layers.dtype)
+        u = torch._foreach_sub(start, pieces.lists[2])
+        # Out of place: the stepped weights may be those that are to be written.
+        moved = torch._foreach_addcmul(start, u, [lengths[row] for row in pieces.rows], -1)
+        _write_back_(moved, pieces, layers)
+
+
+# ---- what all share -------------------------------------------------------------------------------------------
+
+
+def _unmeasured(layers: Layers, *, columns: int) -> Tensor:
+    return torch.zeros(len(layers.x), columns, dtype=torch.float64, device=layers.x[0].device)
+
+
+def _backwards(layers: Layers) -> Iterator[Pieces]:
+    """Yield the pieces that phase 1 has left, the last first, and let go of them."""
+    all_pieces: list[Pieces] = layers.kept
+    layers.kept = None
+    while all_pieces:
+        yield all_pieces.pop()
+
+
+def _write_back_(moved: Tensors, pieces: Pieces, layers: Layers) -> None:
+    """Store the moved weights, if they are not the stored ones, and their rounded copy where there are masters."""
+    x, rounded = pieces.lists[0], pieces.lists[-1]
+    if moved is not x:
+        torch._foreach_copy_(x, moved)
+    if layers.rounded is not None:
+        torch._foreach_copy_(rounded, moved)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from largebatch.optim.kernels.contract import Layers, Norm
+from largebatch.optim.kernels.contract import Count, Layers, Norm
 
 
 class Layer(NamedTuple):
@@ -17,16 +17,19 @@ class Layer(NamedTuple):
     """The weights; a copy where they are stored in half precision."""
     g: Tensor
     """The gradient of what is minimised: scaled if clipped, negated if maximised."""
-    t: float
+    t: Count
 
 
-def each_layer(layers: Layers, dtype_of: str, maximize: bool) -> Iterator[Layer]:
-    """Yield the layers in the dtype of the moment called `dtype_of`."""
-    for x, g, moment, t in zip(layers.x, layers.g, layers.state[dtype_of], layers.t, strict=True):
-        g = g.to(moment.dtype)
+def each_layer(layers: Layers, maximize: bool) -> Iterator[Layer]:
+    """Yield the layers in the dtype to compute in."""
+    counted = len(layers.t) > 0
+    for i, (x, g) in enumerate(zip(layers.x, layers.g, strict=True)):
+        g = g.to(layers.dtype)
+        if layers.keep is not None:
+            g = torch.where(layers.keep, g, 0.0)  # what is not finite times 0 is not 0
         if layers.g_scale is not None:
-            g = g * layers.g_scale
-        yield Layer(x.to(moment.dtype), -g if maximize else g, t)
+            g = g * (layers.g_scale if layers.g_scale.ndim == 0 else layers.g_scale[i])
+        yield Layer(x.to(layers.dtype), -g if maximize else g, layers.t[i] if counted else 0.0)
 
 
 def write_back_(layers: Layers, index: int, x: Tensor) -> None:
@@ -44,9 +47,14 @@ def partial_sum(x: Tensor, norm: Norm) -> Tensor:
     return x.abs().sum() if norm == 1 else x.abs().amax()
 
 
+def partial_sums(norm: Norm, *columns: Tensor) -> Tensor:
+    """Return one row of the result of phase 1, float64 [columns]."""
+    return torch.stack([partial_sum(column, norm) for column in columns])
+
+
 def squares(tensors: list[Tensor]) -> Tensor:
-    """Return the sum of squares over all tensors, of one device, as a float64 0-dim tensor."""
-    return torch.stack([partial_sum(a, 2) for a in tensors]).sum()
+    """Phase 0, see `contract.py`: the sum of squares of each tensor, float64 [layers]."""
+    return torch.stack([partial_sum(a, 2) for a in tensors])
 
 
 def any_number_of_elements(device: torch.device) -> float:

@@ -1,0 +1,328 @@
+r"""The general layerwise strategy: any optimizer's step, scaled layer by layer to the norm of the weights.
+
+Section 3 of *Large Batch Optimization for Deep Learning* (You et al., ICLR 2020, arXiv 1904.00962v5). A base
+algorithm A would move the weights by ``x <- x + eta * u``. For each layer x, with u the step of A at rate 1:
+
+    u    = start - stepped                                                      what A has taken off at rate 1
+    x   <- start - lr * phi(||start||) / ||u|| * u
+
+A = momentum SGD gives algorithm 1 of LARS, A = AdamW gives LAMB. The plain implementation below has the same letters.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from largebatch.optim.base import Call, TrustRatioOptimizer
+from largebatch.optim.base_probe import check_base, state_can_be_made_ahead
+from largebatch.optim.base_step import create_base_state, take_base_step
+from largebatch.optim.gathering import has_master
+from largebatch.optim.kernels import foreach as multi_tensor
+from largebatch.optim.kernels import pieces
+from largebatch.optim.kernels.contract import Layers, Norm, Phases, Rule
+from largebatch.optim.kernels.plain import any_number_of_elements, partial_sums, squares, write_back_
+from largebatch.optim.options import HOW_COMPUTED, check_names, check_parameter, given_options
+from largebatch.optim.state import HALF, Unloaded, check_state, master_of, restore
+from largebatch.optim.state_contract import without_process_groups
+
+_OF_GROUPS = (
+    "adapt",
+    "norm",
+    "phi_bounds",
+    "ratio_bounds",
+    "max_grad_norm",
+    "stacked",
+    "master_weights",
+    "norm_process_group",
+)
+"""Our options that stand in the base's parameter groups."""
+
+
+def layerwise_norms_(layers: Layers, rule: Rule) -> Tensor:
+    """Return float64 [layers, 2]: the sums for ``||start||`` and ``||u||``."""
+    pairs = zip(layers.state["start"], layers.state["stepped"], strict=True)
+    return torch.stack([partial_sums(rule.norm, start, start.to(layers.dtype) - stepped) for start, stepped in pairs])
+
+
+def layerwise_apply_(layers: Layers, rule: Rule, ratios: Tensor, lr: float | Tensor) -> None:
+    """Move each layer: ``x <- start - lr * ratio * u``, with ratios float64 [layers, 1]."""
+    lengths = (lr * ratios[:, 0]).unbind()
+    for i, (start, stepped) in enumerate(zip(layers.state["start"], layers.state["stepped"], strict=True)):
+        start = start.to(layers.dtype)
+        u = start - stepped
+        write_back_(layers, i, start - lengths[i] * u)
+
+
+class Layerwise(TrustRatioOptimizer):
+    r"""The general layerwise strategy over any optimizer.
+
+    .. math::
+        u_t = x_t - A(x_t, g_t; \eta = 1), \qquad
+        x_{t+1} = x_t - \eta \, \frac{\phi(\lVert x_t \rVert)}{\lVert u_t \rVert} \, u_t
+
+    for each layer (parameter) x, with A the base's step. The ratio is 1 where x or u is zero and in groups with
+    ``adapt=False``, where the base's step is taken as it is. ``Layerwise(AdamW(...))`` is LAMB and
+    ``Layerwise(SGD(..., momentum=...))`` moves adapted layers as algorithm 1 of LARS. Source: section 3 of
+    arXiv 1904.00962v5.
+
+    Parameter groups and state are the base's own: its learning rate is ours, a scheduler may drive either, and its
+    weight decay and momentum act inside the direction. The base steps in float32 also where parameters are
+    half-precision, on stand-ins of them.
+
+    Args:
+        base_optimizer: any optimizer whose step is proportional to its learning rate; that is tried, on a copy,
+            when it is given. Its groups may already have the options below, as those of `layer_groups` do.
+        maximize: handed on to a base that knows the option, and done here for one that does not.
+        foreach: kernels of the ratios and of the last phase; the base chooses its own. One value for all groups.
+        capturable: needs a base that is capturable in all groups; nothing else here reads from the device.
+        differentiable: needs a base that is differentiable.
+        fused: not available in this version (True raises).
+
+    The other options are those of `LAMB`, per group of the base; a base that has one of the same name is refused,
+    for it clips or scales by itself. Whether a GradScaler may leave unscaling to the step is as the base says.
+
+    State per parameter: the base's, in float32 for half-precision parameters, and `master`. A state dict is the
+    base's, with our options in its groups; one of the base alone loads too.
+
+    Raises:
+        ValueError: an option outside its range, a stacked parameter that does not divide, or a base that needs a
+            closure, keeps the rate in its state, or is layerwise itself.
+        NotImplementedError: an option or a kind of parameter that this version does not have.
+        RuntimeError: a sparse gradient, in `step`.
+
+    Example:
+        >>> import torch
+        >>> from largebatch.optim import Layerwise
+        >>> x = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = Layerwise(torch.optim.RMSprop([("x", x)], lr=0.1))
+        >>> (x**2).sum().backward()
+        >>> optimizer.step()  # moves x by exactly lr * ||x|| = 0.5
+        >>> round(float((x.detach() - torch.tensor([3.0, 4.0])).norm()), 6)
+        0.5
+    """
+
+    _moments: ClassVar[tuple[str, ...]] = ()
+    _counts_steps: ClassVar[bool] = False
+    _phases: ClassVar[dict[str, Phases]] = {
+        "plain": Phases(squares, layerwise_norms_, layerwise_apply_, any_number_of_elements),
+        "foreach": Phases(
+            pieces.squares, multi_tensor.layerwise_norms_, multi_tensor.layerwise_apply_, pieces.kept_elements
+        ),
+    }
+
+    def __init__(
+        self,
+        base_optimizer: Optimizer,
+        *,
+        adapt: bool = True,
+        norm: Norm = 2,
+        phi_bounds: tuple[float, float] | None = None,
+        ratio_bounds: tuple[float, float] | None = None,
+        max_grad_norm: float | None = None,
+        stacked: tuple[int, int] | None = None,
+        master_weights: bool = False,
+        norm_process_group: Any = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        if isinstance(base_optimizer, TrustRatioOptimizer):
+            raise ValueError(f"base_optimizer is a {type(base_optimizer).__name__}, which is layerwise already")
+        self._own = given_options(Layerwise, locals())
+        check_base(base_optimizer)
+        if known := [name for name in _OF_GROUPS if name in base_optimizer.defaults]:
+            raise ValueError(
+                f"{type(base_optimizer).__name__} has an option {known[0]} of its own; a base optimizer has to "
+                "leave clipping and scaling to Layerwise"
+            )
+        self.base_optimizer = base_optimizer
+        self._record = []
+        # What Optimizer.__init__ does but for the groups and the state, which the base has made.
+        Optimizer.__setstate__(self, {"defaults": {**base_optimizer.defaults, **self._own}})
+        for group in self.param_groups:
+            self._complete(group, self._own)
+            self._check_group(group, look_at_tensors=True)
+            self._check_parameters(group)
+
+    # ---- groups and state are the base's --------------------------------------------------------------------
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The base's parameter groups, with our options in them."""
+        return self.base_optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base_optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The base's state."""
+        return self.base_optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.base_optimizer.state = state
+
+    def _complete(self, group: dict[str, Any], values: Mapping[str, Any]) -> None:
+        """Give a group those of our options that it lacks."""
+        for name in _OF_GROUPS:
+            group.setdefault(name, values[name])
+        if not self._base_maximizes():
+            group.setdefault("maximize", values["maximize"])
+        elif self._own["maximize"]:
+            group["maximize"] = True
+
+    def _base_maximizes(self) -> bool:
+        return "maximize" in self.base_optimizer.defaults
+
+    def _options(self, group: dict[str, Any]) -> Mapping[str, Any]:
+        how = {name: self._own[name] for name in HOW_COMPUTED if name not in _OF_GROUPS}
+        # What the base does with the gradient is not to be done twice.
+        return {**group, **how, "maximize": group["maximize"] and not self._base_maximizes()}
+
+    def _append_group(self, param_group: dict[str, Any]) -> None:
+        self.base_optimizer.add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_names(group, {**self.base_optimizer.defaults, **self._own})
+        except Exception:
+            self.param_groups.pop()
+            raise
+        self._complete(group, self._own)
+
+    def _check_rule(self, options: Mapping[str, Any]) -> None:
+        pass  # the base's options are the base's to check
+
+    def _check_group(self, group: dict[str, Any], *, look_at_tensors: bool) -> None:
+        super()._check_group(group, look_at_tensors=look_at_tensors)
+        for name in ("capturable", "differentiable"):
+            if self._own[name] and not group.get(name):
+                raise ValueError(f"{name}=True: the base optimizer has to have it too, in all of its groups")
+        if group.get("differentiable") and not self._own["differentiable"]:
+            raise ValueError("the base optimizer has differentiable=True; Layerwise has to have it too")
+
+    def _rule(self, options: Mapping[str, Any]) -> Rule:
+        return Rule(maximize=options["maximize"], adapt=options["adapt"], norm=options["norm"])
+
+    def _has_master(self, p: Tensor, options: Mapping[str, Any]) -> bool:
+        return False  # masters are handled where the base steps, for its state must not hold one before its own
+
+    def _state_of(self, p: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+        return self.state.get(p, {})
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return bool(getattr(self.base_optimizer, "_step_supports_amp_scaling", False))
+
+    # ---- the base's step ------------------------------------------------------------------------------------
+
+    def _find_directions(self, calls: list[Call]) -> None:
+        """Let the base step at rate 1, and hand the kernels both ends of its step."""
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and not self._step_supports_amp_scaling:
+            name = type(self.base_optimizer).__name__
+            raise RuntimeError(f"found_inf is set, but the step of {name} cannot be skipped by it")
+        take_base_step(self.base_optimizer, calls, self._capturables, found_inf)
+
+    @torch.no_grad()
+    def init_state(self) -> None:
+        """Create the state of all parameters that take gradients, as before a first step; checkpoints want it.
+
+        A base makes its state in its first step. It is made to take one of zeros at zero, whose count is then
+        taken back; whether that leaves it as good as new is tried before.
+
+        Raises:
+            NotImplementedError: it does not.
+        """
+        wanting = [
+            (p, group)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.requires_grad and not self.state.get(p)
+        ]
+        if not wanting:
+            return
+        if not state_can_be_made_ahead(self.base_optimizer):
+            raise NotImplementedError(
+                f"the state of {type(self.base_optimizer).__name__} cannot be created without a step that it would "
+                "remember; torch.distributed.checkpoint.state_dict, or a first step, creates it"
+            )
+        create_base_state(self.base_optimizer, [p for p, _ in wanting])
+        for p, group in wanting:
+            if has_master(p, group):
+                self.state[p]["master"] = master_of(p)
+
+    # ---- state dicts ----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base's state dict; a `norm_process_group` stands in it as None."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        state_dict = without_process_groups(self.base_optimizer.state_dict())
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this optimizer, or of its base alone; tensors are copied.
+
+        Float32 states of half-precision parameters stay float32. Those of our options that the file lacks keep the
+        value of the live group, and so does the `norm_process_group`.
+
+        Raises:
+            ValueError: groups or shapes do not fit, or an option is out of range. Nothing has changed then.
+        """
+        state_dict = state_dict.copy()
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        live = [{name: group[name] for name in (*_OF_GROUPS, "maximize")} for group in self.param_groups]
+        handle = self.base_optimizer.register_load_state_dict_pre_hook(lambda _, given: self._prepare(given, live))
+        try:
+            self.base_optimizer.load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        for group, own in zip(self.param_groups, live, strict=True):
+            group["norm_process_group"] = own["norm_process_group"]
+            for p in group["params"]:
+                state = self.state.get(p, {})
+                for key, value in state.items():
+                    if isinstance(value, Unloaded):
+                        state[key] = restore(p, key, value.value)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def _prepare(self, state_dict: dict[str, Any], live: list[dict[str, Any]]) -> dict[str, Any]:
+        """Complete and check a state dict, and hide the states of half-precision parameters from torch's casts."""
+        groups = [dict(group) for group in state_dict["param_groups"]]
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self.param_groups]:
+            return state_dict  # torch says what is wrong
+        states = dict(state_dict["state"])
+        for group, old, own in zip(groups, self.param_groups, live, strict=True):
+            self._complete(group, own)
+            group["norm_process_group"] = None  # torch copies groups, and a process group has no copy
+            self._check_group(group, look_at_tensors=True)
+            for number, p in zip(group["params"], old["params"], strict=True):
+                check_parameter(str(number), p, group["stacked"])
+                if p.dtype in HALF and (state := states.get(number)):
+                    check_state(str(number), p, state, ())
+                    states[number] = {
+                        key: Unloaded(value) if isinstance(value, Tensor) and value.shape == p.shape else value
+                        for key, value in state.items()
+                    }
+        return {**state_dict, "state": states, "param_groups": groups}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"defaults": self.defaults, "_own": self._own, "base_optimizer": self.base_optimizer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Optimizer.__setstate__(self, state)
+        self._record = []
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} over {self.base_optimizer!r}"

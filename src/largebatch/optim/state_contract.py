@@ -1,0 +1,269 @@
+"""An optimizer that keeps the state contract (`state.py`): groups with checked options, states, state dicts."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from largebatch.optim.foreign_state import translated
+from largebatch.optim.gathering import has_master, refuse_sparse
+from largebatch.optim.options import HOW_COMPUTED, check_common, check_names, check_parameter, option_defaults
+from largebatch.optim.state import Unloaded, check_state, master_of, new_count, new_moment, restore
+
+
+class StatefulOptimizer(Optimizer, ABC):
+    """Groups, states and state dicts of all layerwise optimizers; `TrustRatioOptimizer` takes their steps."""
+
+    _moments: ClassVar[tuple[str, ...]]
+    """Keys of the state tensors that have the parameter's shape, zero at first."""
+    _counts_steps: ClassVar[bool] = True
+    """Whether the state has the number of steps, which a rule with bias correction needs."""
+    _record: list[tuple[list[int], list[int], Tensor]]
+    """Of the last step: numbers of parameters, how many layers each holds, and the ratios of these."""
+    _capturables: list[bool | None]
+    """What `_init_group` has returned for each group in the last step."""
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        self._record = []
+        super().__init__(params, defaults)
+
+    @abstractmethod
+    def _check_rule(self, options: Mapping[str, Any]) -> None:
+        """Raise ValueError if one of the rule's own options is out of range."""
+
+    def _options(self, group: dict[str, Any]) -> Mapping[str, Any]:
+        """Return the options of a group, as the step is to read them."""
+        return group
+
+    def _moments_of(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the moments that a rule with these options needs."""
+        return self._moments
+
+    def _has_master(self, p: Tensor, options: Mapping[str, Any]) -> bool:
+        return has_master(p, options)
+
+    # ---- groups ---------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options default to the optimizer's. The dict itself is not changed.
+
+        Raises:
+            ValueError: an option out of range or misspelt, a parameter given twice, a shape that `stacked` does
+                not divide.
+            NotImplementedError: an option or a kind of parameter that this version does not have.
+        """
+        if isinstance(param_group, dict):
+            param_group = dict(param_group)
+            if not isinstance(param_group["params"], (Tensor, set)):
+                param_group["params"] = list(param_group["params"])
+                given = [p[1] if isinstance(p, tuple) else p for p in param_group["params"]]
+                if len({id(p) for p in given}) != len(given):
+                    raise ValueError("a parameter group names the same parameter twice")
+        self._append_group(param_group)
+        try:
+            group = self.param_groups[-1]
+            self._check_group(group, look_at_tensors=True)
+            self._check_parameters(group)
+            _refuse_local_clipping(self._options(group))
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def _append_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_names(group, self.defaults)
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def _check_parameters(self, group: dict[str, Any]) -> None:
+        names = group.get("param_names", range(len(group["params"])))
+        if len(names) != len(group["params"]):
+            raise ValueError(f"a parameter group has {len(group['params'])} parameters, {len(names)} names")
+        for name, p in zip(names, group["params"], strict=True):
+            check_parameter(str(name), p, group["stacked"])
+
+    def _check_group(self, group: dict[str, Any], *, look_at_tensors: bool) -> None:
+        options = self._options(group)
+        check_common(options, look_at_tensors=look_at_tensors)
+        self._check_rule(options)
+        if options["differentiable"] != self.defaults["differentiable"]:
+            raise ValueError("differentiable must be the same for all groups; give it to the optimizer")
+
+    # ---- state ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def init_state(self) -> None:
+        """Create the state of all parameters that take gradients, as before a first step; checkpoints want it."""
+        for group in self.param_groups:
+            options = self._options(group)
+            for p in group["params"]:
+                if p.requires_grad or p.grad is not None:
+                    self._state_of(p, options)
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        numbers: list[int],
+        params: list[Tensor],
+        grads: list[Tensor],
+        steps: list[Tensor],
+        masters: list[Tensor],
+        *moments: list[Tensor],
+    ) -> bool | None:
+        """Append what the parameters with a gradient have, creating their state where there is none.
+
+        `torch.compile` knows a method of this name and form: it runs it while it traces a step, instead of
+        tracing it, and guards all that it has read. Parameters without a master stand in `masters` themselves.
+
+        Returns:
+            The group's option `capturable` as it is: in a trace it reads as true.
+        """
+        options = self._options(group)
+        self._check_group(group, look_at_tensors=False)
+        number = 0
+        for other in self.param_groups:
+            if other is group:
+                break
+            number += len(other["params"])
+        for p in group["params"]:
+            if p.grad is not None:
+                refuse_sparse(p.grad)
+                state = self._state_of(p, options)
+                numbers.append(number)
+                params.append(p)
+                grads.append(p.grad)
+                if self._counts_steps:
+                    steps.append(state["step"])
+                masters.append(state.get("master", p))
+                for key, values in zip(self._moments_of(options), moments, strict=True):
+                    values.append(state[key])
+            number += 1
+        return group.get("capturable")
+
+    def _state_of(self, p: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the state of a parameter, with what it lacks made and what it no longer needs dropped."""
+        state = self.state[p]
+        if self._counts_steps:
+            if "step" not in state:
+                state["step"] = new_count(p, on_device=options["capturable"])
+            elif options["capturable"] and state["step"].device != p.device:
+                state["step"] = state["step"].to(p.device)
+        needed = self._moments_of(options)
+        for key in self._moments:
+            if key not in needed:
+                state.pop(key, None)  # it would go stale
+            elif key not in state:
+                state[key] = new_moment(p)
+        if self._has_master(p, options):
+            if "master" not in state:
+                state["master"] = master_of(p)
+        else:
+            state.pop("master", None)
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state dict; a `norm_process_group` stands in it as None, for it belongs to this process."""
+        return without_process_groups(super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this optimizer or, by key, one of the makers in `foreign_state.py`; tensors are copied.
+
+        LAMB takes over torch's Adam and AdamW and timm's Lamb, LARS takes over torch's SGD and timm's Lars. Dtypes
+        follow the state contract whatever the file has. Options that the file lacks keep the value of the live
+        group; so do those that say how to compute (foreach, fused, capturable, differentiable) and the
+        `norm_process_group`.
+
+        Raises:
+            ValueError: groups, shapes or keys do not fit, an option is out of range, or the file was written with
+                an option that changes the step and that we do not have. Nothing has changed then.
+        """
+        # The hook is registered last, so that it sees what the user's own hooks have made of the state dict.
+        process_groups = [group["norm_process_group"] for group in self.param_groups]
+        handle = self.register_load_state_dict_pre_hook(_prepare)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        for group, process_group in zip(self.param_groups, process_groups, strict=True):
+            group["norm_process_group"] = process_group
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not hasattr(self, "_record"):
+            self._record = []
+        for name, value in option_defaults(type(self)).items():
+            self.defaults.setdefault(name, value)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            for p in group["params"]:
+                values = self.state.get(p, {})
+                for key, value in values.items():
+                    if isinstance(value, Unloaded):
+                        values[key] = restore(p, key, value.value)
+                if group["capturable"] and "step" in values:
+                    values["step"] = values["step"].to(p.device)
+
+
+def without_process_groups(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict whose groups name no process group, which no file could hold."""
+    groups = [
+        {**group, "norm_process_group": None} if group.get("norm_process_group") is not None else group
+        for group in state_dict["param_groups"]
+    ]
+    return {**state_dict, "param_groups": groups}
+
+
+def _prepare(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Check a state dict against the optimizer, complete its groups, and hide its tensors from torch's casts."""
+    assert isinstance(optimizer, StatefulOptimizer)
+    live, loaded = optimizer.param_groups, [dict(group) for group in state_dict["param_groups"]]
+    states = dict(state_dict["state"])
+    if [len(group["params"]) for group in live] != [len(group["params"]) for group in loaded]:
+        return state_dict  # torch says what is wrong
+    for i, (old, new) in enumerate(zip(live, loaded, strict=True)):
+        numbers = new["params"]
+        new, own_states = translated(new, [states.get(number, {}) for number in numbers])
+        for name in optimizer.defaults:
+            if name == "norm_process_group":
+                new[name] = None  # torch copies groups, and a process group has no copy
+            elif name not in new or name in HOW_COMPUTED:
+                new[name] = old[name]
+        needed = (("step",) if optimizer._counts_steps else ()) + optimizer._moments_of(new)
+        for number, p, state in zip(numbers, old["params"], own_states, strict=True):
+            check_state(str(number), p, state, needed)
+            if number in states:
+                states[number] = {name: Unloaded(value) for name, value in state.items()}
+        optimizer._check_group(new, look_at_tensors=True)
+        for number, p in zip(numbers, old["params"], strict=True):
+            check_parameter(str(number), p, new["stacked"])
+        loaded[i] = new
+    return {**state_dict, "state": states, "param_groups": loaded}
+
+
+def _refuse_local_clipping(options: Mapping[str, Any]) -> None:
+    """Refuse to clip by the norm of one process's share of the gradients without being told of the others.
+
+    ZeroRedundancyOptimizer gives each process some of the parameters, and its optimizer cannot see that from them.
+    """
+    if options["max_grad_norm"] is None or options["norm_process_group"] is not None:
+        return
+    if not dist.is_available() or not dist.is_initialized():
+        return
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+            raise ValueError(
+                "max_grad_norm within ZeroRedundancyOptimizer needs norm_process_group, the process group it "
+                "shares the parameters over: the norm of one process's share is not the norm of the gradient"
+            )
+        frame = frame.f_back
