@@ -10,13 +10,13 @@ from oracle import Array, Lamb, Options, norm_of
 
 
 class NoRatio(Lamb):
-    def ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
+    def lamb_ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
         return 1.0
 
 
 class RatioUpsideDown(Lamb):
-    def ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
-        return 1 / super().ratio(x, u, r, g, group)
+    def lamb_ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
+        return 1 / super().lamb_ratio(x, u, r, g, group)
 
 
 class DecayOutsideTheRatio(Lamb):
@@ -25,8 +25,8 @@ class DecayOutsideTheRatio(Lamb):
 
 
 class DecayOutsideTheNorm(Lamb):
-    def ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
-        return super().ratio(x, r, r, g, group)
+    def lamb_ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
+        return super().lamb_ratio(x, r, r, g, group)
 
 
 class DecayInTheGradient(Lamb):
@@ -113,35 +113,35 @@ class RatioBoundsIgnored(Lamb):
 
 
 class ZeroLayersClamped(Lamb):
-    def ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
-        return self.bounded(super().ratio(x, u, r, g, group), group)
+    def lamb_ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
+        return self.bounded(super().lamb_ratio(x, u, r, g, group), group)
 
 
 class ZeroLayersNeverMove(Lamb):
-    def ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
-        return 0.0 if norm_of(x, 2) == 0 else super().ratio(x, u, r, g, group)
+    def lamb_ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
+        return 0.0 if norm_of(x, 2) == 0 else super().lamb_ratio(x, u, r, g, group)
 
 
 class NoRatioWithoutDecay(Lamb):
-    def ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
-        return super().ratio(x, u, r, g, group) if group["weight_decay"] else 1.0
+    def lamb_ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
+        return super().lamb_ratio(x, u, r, g, group) if group["weight_decay"] else 1.0
 
 
 class EveryLayerAdapted(Lamb):
-    def ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
-        return super().ratio(x, u, r, g, {**group, "adapt": True})
+    def lamb_ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
+        return super().lamb_ratio(x, u, r, g, {**group, "adapt": True})
 
 
 class RatioOverTheGradient(Lamb):
     """The rule of LARS."""
 
-    def ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
-        return super().ratio(x, g, r, g, group)
+    def lamb_ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
+        return super().lamb_ratio(x, g, r, g, group)
 
 
 class AlwaysTheEuclideanNorm(Lamb):
-    def ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
-        return super().ratio(x, u, r, g, {**group, "norm": 2})
+    def lamb_ratio(self, x: Array, u: Array, r: Array, g: Array, group: Options) -> float:
+        return super().lamb_ratio(x, u, r, g, {**group, "norm": 2})
 
 
 class BlocksTakenTogether(Lamb):
@@ -220,7 +220,7 @@ class RateOfTheStepBefore(Lamb):
         self.late = now
 
 
-WRONG_RULES: list[type[Lamb]] = [
+WRONG_LAMB: list[type[Lamb]] = [
     kind
     for _, kind in inspect.getmembers(sys.modules[__name__], inspect.isclass)
     if issubclass(kind, Lamb) and kind is not Lamb

@@ -174,7 +174,8 @@ class TrustRatioOptimizer(StatefulOptimizer):
             layers, stacked = call.layers, call.options["stacked"]
             on_device = call.options["capturable"] or torch.compiler.is_compiling()
             if layers.keep is not None:
-                torch._foreach_add_(steps, on(steps[0].device, layers.keep).to(steps[0].dtype))
+                taken = on(steps[0].device, layers.keep).to(steps[0].dtype)
+                torch._foreach_add_(steps, [taken] * len(steps))  # one tensor alone would be read on the host
             elif on_device:
                 torch._foreach_add_(steps, 1)
             else:

@@ -1,6 +1,6 @@
 """Whether an optimizer can be the base of the general layerwise strategy, found out by trying.
 
-The strategy takes the base's step at rate 1 for a direction, ``x <- x + eta * u``, and gives it another length. So
+The strategy takes the base's step at one rate for a direction, ``x <- x - rate * u``, and gives it another length. So
 the step has to be proportional to the rate: not so where the rate is kept in the state (ASGD, Rprop, schedule-free
 optimizers), inside the momentum (the LARS of 2017), or capped by something else (Adafactor). A twin of the base
 takes two steps on copies of one small parameter of each group, at other rates; the base itself is not touched.
@@ -20,6 +20,11 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 from largebatch.optim.state import HALF, STATE_DTYPE
 
 _log = logging.getLogger("largebatch.optim")
+BASE_RATE = 2.0**16
+"""The rate at which bases step. With ``stepped = fl(x - rate * u)`` the rounding is at most 2^-24 of |x| or of rate *
+|u|, so that u from ``(x - stepped) / rate`` is off by 2^-24 * max(|x| / rate, |u|). At rate 1 the small steps of SGD
+drown in the weights' rounding; at this one no more than a bit of u is lost wherever |u| > |x| / 65536. It fails where
+rate * u overflows, for |u| above 1e33. A power of two, by which the division is exact."""
 _TOLERANCE = 1e-3
 """Of the largest element of a step: far above rounding, far below what a rate kept in the state does."""
 
@@ -61,7 +66,7 @@ def state_can_be_made_ahead(base: Optimizer) -> bool:
             make_state(twin, tensors)
         for number in (1, 2):
             _give_gradients(tensors, number)
-            _step(twin, 1.0)
+            _step(twin, BASE_RATE)
         ends.append([a.detach().clone() for a in tensors])
     return all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
@@ -73,7 +78,7 @@ def make_state(base: Optimizer, parameters: Iterable[Tensor]) -> None:
     for p in parameters:
         p.zero_()
         p.grad = torch.zeros_like(p)
-    _step(base, 1.0)
+    _step(base, BASE_RATE)
     for p, old in zip(parameters, held, strict=True):
         p.copy_(old)
         p.grad = None
@@ -86,12 +91,12 @@ def make_state(base: Optimizer, parameters: Iterable[Tensor]) -> None:
 
 def _proportional(base: Optimizer) -> bool:
     steps = []
-    for last_rate in (1.0, 0.5):
+    for last_rate in (BASE_RATE, BASE_RATE / 2):
         twin, tensors = _twin(base)
         if any(a.is_meta for a in tensors):
             return True  # tensors without data: nothing to try with
         _give_gradients(tensors, 1)
-        _step(twin, 1.0)
+        _step(twin, BASE_RATE)
         before = [a.detach().clone() for a in tensors]
         _give_gradients(tensors, 2)
         _step(twin, last_rate)

@@ -1,4 +1,4 @@
-"""One step of a base optimizer at rate 1, with the weights of before kept: what the general strategy starts from.
+"""One step of a base optimizer at a known rate, with the weights of before kept: what the general strategy starts from.
 
 A full-precision parameter is stepped where it is, after a snapshot, so that any base will do. Of a half-precision one
 the step would be rounded away: a float32 stand-in takes its place in the base's groups, with its state, for the
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from largebatch.optim.base import Call
-from largebatch.optim.base_probe import make_state, widened
+from largebatch.optim.base_probe import BASE_RATE, make_state, widened
 from largebatch.optim.gathering import has_master, real_blocks
 from largebatch.optim.state import HALF, STATE_DTYPE, master_of
 
@@ -37,7 +37,7 @@ class _Ends:
 def take_base_step(
     base: Optimizer, calls: list[Call], capturables: list[bool | None], found_inf: Tensor | None
 ) -> None:
-    """Let the base step at rate 1 and give the layers of each call the states "start" and "stepped".
+    """Let the base step at `BASE_RATE` and give the layers of each call the states "start" and "stepped".
 
     The base's rates and the parameters' gradients are the same objects afterwards. If the base raises, the
     parameters are as they were.
@@ -59,7 +59,7 @@ def take_base_step(
     versions = {p: p._version for p in ends.stand_ins}
     try:
         for group in base.param_groups:
-            group["lr"] = 1.0
+            group["lr"] = BASE_RATE
         if ends.stand_ins or found_inf is not None:
             with _standing_in(base, ends.stand_ins), _told(base, found_inf):
                 base.step()

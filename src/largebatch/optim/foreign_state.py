@@ -67,4 +67,4 @@ def _from_momentum(group: dict[str, Any]) -> dict[str, Any]:
 def _refuse_others(group: dict[str, Any], ours: Mapping[str, Any], maker: str) -> None:
     for name, value in ours.items():
         if (given := group.pop(name, value)) != value:
-            raise ValueError(f"the state dict is {maker}'s with {name}={given!r}; here it has to be {value!r}")
+            raise ValueError(f"the state dict of {maker} has {name}={given!r}; here it has to be {value!r}")

@@ -1,9 +1,9 @@
 r"""The general layerwise strategy: any optimizer's step, scaled layer by layer to the norm of the weights.
 
 Section 3 of *Large Batch Optimization for Deep Learning* (You et al., ICLR 2020, arXiv 1904.00962v5). A base
-algorithm A would move the weights by ``x <- x + eta * u``. For each layer x, with u the step of A at rate 1:
+algorithm A would move the weights by ``x <- x - eta * u``. For each layer x, with A's step taken at some rate:
 
-    u    = start - stepped                                                      what A has taken off at rate 1
+    u    = (start - stepped) / rate
     x   <- start - lr * phi(||start||) / ||u|| * u
 
 A = momentum SGD gives algorithm 1 of LARS, A = AdamW gives LAMB. The plain implementation below has the same letters.
@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from largebatch.optim.base import Call, TrustRatioOptimizer
-from largebatch.optim.base_probe import check_base, state_can_be_made_ahead
+from largebatch.optim.base_probe import BASE_RATE, check_base, state_can_be_made_ahead
 from largebatch.optim.base_step import create_base_state, take_base_step
 from largebatch.optim.gathering import has_master
 from largebatch.optim.kernels import foreach as multi_tensor
 from largebatch.optim.kernels import pieces
-from largebatch.optim.kernels.contract import Layers, Norm, Phases, Rule
+from largebatch.optim.kernels.contract import Layers, LayerwiseRule, Norm, Phases
 from largebatch.optim.kernels.plain import any_number_of_elements, partial_sums, squares, write_back_
-from largebatch.optim.options import HOW_COMPUTED, check_names, check_parameter, given_options
-from largebatch.optim.state import HALF, Unloaded, check_state, master_of, restore
-from largebatch.optim.state_contract import without_process_groups
+from largebatch.optim.options import HOW_COMPUTED, check_flag, check_names, check_parameter, given_options
+from largebatch.optim.state import check_state, master_of
+from largebatch.optim.state_contract import around_loading, without_process_groups
 
 _OF_GROUPS = (
     "adapt",
@@ -41,18 +41,21 @@ _OF_GROUPS = (
 """Our options that stand in the base's parameter groups."""
 
 
-def layerwise_norms_(layers: Layers, rule: Rule) -> Tensor:
+def layerwise_norms_(layers: Layers, rule: LayerwiseRule) -> Tensor:
     """Return float64 [layers, 2]: the sums for ``||start||`` and ``||u||``."""
-    pairs = zip(layers.state["start"], layers.state["stepped"], strict=True)
-    return torch.stack([partial_sums(rule.norm, start, start.to(layers.dtype) - stepped) for start, stepped in pairs])
+    sums = []
+    for start, stepped in zip(layers.state["start"], layers.state["stepped"], strict=True):
+        u = (start.to(layers.dtype) - stepped) / rule.base_rate
+        sums.append(partial_sums(rule.norm, start, u))
+    return torch.stack(sums)
 
 
-def layerwise_apply_(layers: Layers, rule: Rule, ratios: Tensor, lr: float | Tensor) -> None:
+def layerwise_apply_(layers: Layers, rule: LayerwiseRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Move each layer: ``x <- start - lr * ratio * u``, with ratios float64 [layers, 1]."""
     lengths = (lr * ratios[:, 0]).unbind()
     for i, (start, stepped) in enumerate(zip(layers.state["start"], layers.state["stepped"], strict=True)):
         start = start.to(layers.dtype)
-        u = start - stepped
+        u = (start - stepped) / rule.base_rate
         write_back_(layers, i, start - lengths[i] * u)
 
 
@@ -60,10 +63,11 @@ class Layerwise(TrustRatioOptimizer):
     r"""The general layerwise strategy over any optimizer.
 
     .. math::
-        u_t = x_t - A(x_t, g_t; \eta = 1), \qquad
+        u_t = \frac{x_t - A(x_t, g_t; \rho)}{\rho}, \qquad
         x_{t+1} = x_t - \eta \, \frac{\phi(\lVert x_t \rVert)}{\lVert u_t \rVert} \, u_t
 
-    for each layer (parameter) x, with A the base's step. The ratio is 1 where x or u is zero and in groups with
+    for each layer (parameter) x, with A the base's step at a large rate :math:`\rho`, at which the difference is
+    exact to the last bits. The ratio is 1 where x or u is zero and in groups with
     ``adapt=False``, where the base's step is taken as it is. ``Layerwise(AdamW(...))`` is LAMB and
     ``Layerwise(SGD(..., momentum=...))`` moves adapted layers as algorithm 1 of LARS. Source: section 3 of
     arXiv 1904.00962v5.
@@ -134,6 +138,7 @@ class Layerwise(TrustRatioOptimizer):
         if isinstance(base_optimizer, TrustRatioOptimizer):
             raise ValueError(f"base_optimizer is a {type(base_optimizer).__name__}, which is layerwise already")
         self._own = given_options(Layerwise, locals())
+        check_flag("maximize", maximize)
         check_base(base_optimizer)
         if known := [name for name in _OF_GROUPS if name in base_optimizer.defaults]:
             raise ValueError(
@@ -157,7 +162,7 @@ class Layerwise(TrustRatioOptimizer):
         return self.base_optimizer.param_groups
 
     @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.base_optimizer.param_groups = groups
 
     @property
@@ -166,7 +171,7 @@ class Layerwise(TrustRatioOptimizer):
         return self.base_optimizer.state
 
     @state.setter
-    def state(self, state: Any) -> None:
+    def state(self, state: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.base_optimizer.state = state
 
     def _complete(self, group: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -207,8 +212,8 @@ class Layerwise(TrustRatioOptimizer):
         if group.get("differentiable") and not self._own["differentiable"]:
             raise ValueError("the base optimizer has differentiable=True; Layerwise has to have it too")
 
-    def _rule(self, options: Mapping[str, Any]) -> Rule:
-        return Rule(maximize=options["maximize"], adapt=options["adapt"], norm=options["norm"])
+    def _rule(self, options: Mapping[str, Any]) -> LayerwiseRule:
+        return LayerwiseRule(options["maximize"], options["adapt"], options["norm"], BASE_RATE)
 
     def _has_master(self, p: Tensor, options: Mapping[str, Any]) -> bool:
         return False  # masters are handled where the base steps, for its state must not hold one before its own
@@ -223,7 +228,7 @@ class Layerwise(TrustRatioOptimizer):
     # ---- the base's step ------------------------------------------------------------------------------------
 
     def _find_directions(self, calls: list[Call]) -> None:
-        """Let the base step at rate 1, and hand the kernels both ends of its step."""
+        """Let the base step, and hand the kernels both ends of its step."""
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and not self._step_supports_amp_scaling:
             name = type(self.base_optimizer).__name__
@@ -281,41 +286,24 @@ class Layerwise(TrustRatioOptimizer):
         state_dict = state_dict.copy()
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        live = [{name: group[name] for name in (*_OF_GROUPS, "maximize")} for group in self.param_groups]
-        handle = self.base_optimizer.register_load_state_dict_pre_hook(lambda _, given: self._prepare(given, live))
-        try:
+        with around_loading(self.base_optimizer, self._prepared, counts=False):
             self.base_optimizer.load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        for group, own in zip(self.param_groups, live, strict=True):
-            group["norm_process_group"] = own["norm_process_group"]
-            for p in group["params"]:
-                state = self.state.get(p, {})
-                for key, value in state.items():
-                    if isinstance(value, Unloaded):
-                        state[key] = restore(p, key, value.value)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
-    def _prepare(self, state_dict: dict[str, Any], live: list[dict[str, Any]]) -> dict[str, Any]:
-        """Complete and check a state dict, and hide the states of half-precision parameters from torch's casts."""
+    def _prepared(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return a state dict with our options in its groups, checked against this optimizer."""
         groups = [dict(group) for group in state_dict["param_groups"]]
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self.param_groups]:
             return state_dict  # torch says what is wrong
-        states = dict(state_dict["state"])
-        for group, old, own in zip(groups, self.param_groups, live, strict=True):
-            self._complete(group, own)
+        for group, live in zip(groups, self.param_groups, strict=True):
+            self._complete(group, live)
             group["norm_process_group"] = None  # torch copies groups, and a process group has no copy
             self._check_group(group, look_at_tensors=True)
-            for number, p in zip(group["params"], old["params"], strict=True):
+            for number, p in zip(group["params"], live["params"], strict=True):
                 check_parameter(str(number), p, group["stacked"])
-                if p.dtype in HALF and (state := states.get(number)):
-                    check_state(str(number), p, state, ())
-                    states[number] = {
-                        key: Unloaded(value) if isinstance(value, Tensor) and value.shape == p.shape else value
-                        for key, value in state.items()
-                    }
-        return {**state_dict, "state": states, "param_groups": groups}
+                check_state(str(number), p, state_dict["state"].get(number, {}), ())
+        return {**state_dict, "param_groups": groups}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"defaults": self.defaults, "_own": self._own, "base_optimizer": self.base_optimizer}

@@ -25,15 +25,6 @@ REAL_DTYPE = {dtype: state_dtype.to_real() for dtype, state_dtype in STATE_DTYPE
 HALF = (torch.float16, torch.bfloat16)
 
 
-class Unloaded:
-    """A tensor of a state dict on its way in, opaque to torch's casts."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
 def new_moment(p: Tensor) -> Tensor:
     """Return a moment of a parameter before its first step: zeros in the parameter's own strides."""
     return torch.zeros_like(p, dtype=STATE_DTYPE[p.dtype], memory_format=torch.preserve_format)
@@ -69,10 +60,11 @@ def check_state(name: str, p: Tensor, state: Mapping[str, Any], needed: Iterable
             )
 
 
-def restore(p: Tensor, key: str, value: Any) -> Any:
-    """Return a copy of a loaded value in the dtype that the contract says; counts come to the CPU."""
+def restore(p: Tensor, key: str, value: Any, *, capturable: bool) -> Any:
+    """Return a copy of a loaded value in the dtype and on the device that the contract says."""
     if key == "step":
-        return torch.as_tensor(value).detach().to("cpu", torch.float32, copy=True)
+        device = p.device if capturable else "cpu"
+        return torch.as_tensor(value).detach().to(device, torch.float32, copy=True)
     if not isinstance(value, Tensor):
         return value
     if value.shape == p.shape and (value.is_floating_point() or value.is_complex()):

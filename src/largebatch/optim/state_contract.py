@@ -2,7 +2,8 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from largebatch.optim.foreign_state import translated
 from largebatch.optim.gathering import has_master, refuse_sparse
 from largebatch.optim.options import HOW_COMPUTED, check_common, check_names, check_parameter, option_defaults
-from largebatch.optim.state import Unloaded, check_state, master_of, new_count, new_moment, restore
+from largebatch.optim.state import check_state, master_of, new_count, new_moment, restore
 
 
 class StatefulOptimizer(Optimizer, ABC):
@@ -186,15 +187,33 @@ class StatefulOptimizer(Optimizer, ABC):
             ValueError: groups, shapes or keys do not fit, an option is out of range, or the file was written with
                 an option that changes the step and that we do not have. Nothing has changed then.
         """
-        # The hook is registered last, so that it sees what the user's own hooks have made of the state dict.
-        process_groups = [group["norm_process_group"] for group in self.param_groups]
-        handle = self.register_load_state_dict_pre_hook(_prepare)
-        try:
+        with around_loading(self, self._prepared, counts=True):
             super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        for group, process_group in zip(self.param_groups, process_groups, strict=True):
-            group["norm_process_group"] = process_group
+
+    def _prepared(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return a state dict in our words, with complete groups, checked against this optimizer."""
+        live, loaded = self.param_groups, [dict(group) for group in state_dict["param_groups"]]
+        states = dict(state_dict["state"])
+        if [len(group["params"]) for group in live] != [len(group["params"]) for group in loaded]:
+            return state_dict  # torch says what is wrong
+        for i, (old, new) in enumerate(zip(live, loaded, strict=True)):
+            numbers = new["params"]
+            new, own_states = translated(new, [states.get(number, {}) for number in numbers])
+            for name in self.defaults:
+                if name == "norm_process_group":
+                    new[name] = None  # torch copies groups, and a process group has no copy
+                elif name not in new or name in HOW_COMPUTED:
+                    new[name] = old[name]
+            needed = (("step",) if self._counts_steps else ()) + self._moments_of(new)
+            for number, p, state in zip(numbers, old["params"], own_states, strict=True):
+                check_state(str(number), p, state, needed)
+                if number in states:
+                    states[number] = state
+            self._check_group(new, look_at_tensors=True)
+            for number, p in zip(numbers, old["params"], strict=True):
+                check_parameter(str(number), p, new["stacked"])
+            loaded[i] = new
+        return {**state_dict, "state": states, "param_groups": loaded}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -205,13 +224,44 @@ class StatefulOptimizer(Optimizer, ABC):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-            for p in group["params"]:
-                values = self.state.get(p, {})
-                for key, value in values.items():
-                    if isinstance(value, Unloaded):
-                        values[key] = restore(p, key, value.value)
-                if group["capturable"] and "step" in values:
-                    values["step"] = values["step"].to(p.device)
+
+
+@contextmanager
+def around_loading(
+    loading: Optimizer, prepare: Callable[[dict[str, Any]], dict[str, Any]], *, counts: bool
+) -> Iterator[None]:
+    """Prepare the state dict that torch is about to load, and undo the casts that torch makes of it.
+
+    Args:
+        loading: the optimizer whose `load_state_dict` is called within.
+        prepare: from the state dict, as the user's own hooks have left it, to the one to load.
+        counts: whether the state contract is about the counts of steps too.
+    """
+    process_groups = [group["norm_process_group"] for group in loading.param_groups]
+    prepared: dict[str, Any] = {}
+
+    def before(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+        prepared.update(prepare(given))
+        return prepared
+
+    def after(_: Optimizer) -> None:
+        groups = zip(loading.param_groups, prepared["param_groups"], process_groups, strict=True)
+        for group, saved, process_group in groups:
+            group["norm_process_group"] = process_group
+            for number, p in zip(saved["params"], group["params"], strict=True):
+                for key, value in prepared["state"].get(number, {}).items():
+                    if counts or key != "step":
+                        loading.state[p][key] = restore(p, key, value, capturable=group.get("capturable", False))
+
+    handles = [
+        loading.register_load_state_dict_pre_hook(before),
+        loading.register_load_state_dict_post_hook(after, prepend=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def without_process_groups(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -221,33 +271,6 @@ def without_process_groups(state_dict: dict[str, Any]) -> dict[str, Any]:
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": groups}
-
-
-def _prepare(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Check a state dict against the optimizer, complete its groups, and hide its tensors from torch's casts."""
-    assert isinstance(optimizer, StatefulOptimizer)
-    live, loaded = optimizer.param_groups, [dict(group) for group in state_dict["param_groups"]]
-    states = dict(state_dict["state"])
-    if [len(group["params"]) for group in live] != [len(group["params"]) for group in loaded]:
-        return state_dict  # torch says what is wrong
-    for i, (old, new) in enumerate(zip(live, loaded, strict=True)):
-        numbers = new["params"]
-        new, own_states = translated(new, [states.get(number, {}) for number in numbers])
-        for name in optimizer.defaults:
-            if name == "norm_process_group":
-                new[name] = None  # torch copies groups, and a process group has no copy
-            elif name not in new or name in HOW_COMPUTED:
-                new[name] = old[name]
-        needed = (("step",) if optimizer._counts_steps else ()) + optimizer._moments_of(new)
-        for number, p, state in zip(numbers, old["params"], own_states, strict=True):
-            check_state(str(number), p, state, needed)
-            if number in states:
-                states[number] = {name: Unloaded(value) for name, value in state.items()}
-        optimizer._check_group(new, look_at_tensors=True)
-        for number, p in zip(numbers, old["params"], strict=True):
-            check_parameter(str(number), p, new["stacked"])
-        loaded[i] = new
-    return {**state_dict, "state": states, "param_groups": loaded}
 
 
 def _refuse_local_clipping(options: Mapping[str, Any]) -> None:

@@ -114,6 +114,14 @@ class LarsRule(Rule):
     nesterov: bool
 
 
+@dataclass(frozen=True, slots=True)
+class LayerwiseRule(Rule):
+    """What the kernels of the general strategy need."""
+
+    base_rate: float
+    """The learning rate, a power of two, at which the base has taken its step."""
+
+
 class Phases(NamedTuple):
     """One backend's kernels for one optimizer."""
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from largebatch.optim.kernels.contract import Count, LambRule, LarsRule, Layers, Rule
+from largebatch.optim.kernels.contract import Count, LambRule, LarsRule, Layers, LayerwiseRule
 from largebatch.optim.kernels.pieces import ColumnSums, Pieces, Tensors, cast, cut, gradient, kept_elements
 
 
@@ -278,28 +278,34 @@ def _second_algorithm_(
 # ---- the general strategy -------------------------------------------------------------------------------------
 
 
-def layerwise_norms_(layers: Layers, rule: Rule) -> Tensor:
-    """Phase 1 of `Layerwise`: float64 [layers, (x, u)], with u the step that the base took at rate 1."""
+def layerwise_norms_(layers: Layers, rule: LayerwiseRule) -> Tensor:
+    """Phase 1 of `Layerwise`: float64 [layers, (x, u)], with u the step that the base took, over its rate."""
     sums = ColumnSums(rule.norm)
     all_pieces: list[Pieces] = []
     for pieces in cut([layers.x, layers.state["start"], layers.state["stepped"], layers.rounded or layers.x]):
         all_pieces.append(pieces)
         if rule.adapt:
             start = cast(pieces.lists[1], layers.dtype)
-            sums.add(pieces.rows, start, torch._foreach_sub(start, pieces.lists[2]))
+            sums.add(pieces.rows, start, _base_direction(start, pieces, rule))
     layers.kept = all_pieces
     return sums.columns() if rule.adapt else _unmeasured(layers, columns=2)
 
 
-def layerwise_apply_(layers: Layers, rule: Rule, ratios: Tensor, lr: float | Tensor) -> None:
+def layerwise_apply_(layers: Layers, rule: LayerwiseRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Phase 3 of `Layerwise`: ``x <- start - lr * ratio * u``, with ratios float64 [layers, 1]."""
     lengths = (lr * ratios[:, 0]).to(layers.dtype).unbind()
     for pieces in _backwards(layers):
         start = cast(pieces.lists[1], layers.dtype)
-        u = torch._foreach_sub(start, pieces.lists[2])
+        u = _base_direction(start, pieces, rule)
         # Out of place: the stepped weights may be those that are to be written.
         moved = torch._foreach_addcmul(start, u, [lengths[row] for row in pieces.rows], -1)
         _write_back_(moved, pieces, layers)
+
+
+def _base_direction(start: Tensors, pieces: Pieces, rule: LayerwiseRule) -> Tensors:
+    u = torch._foreach_sub(start, pieces.lists[2])
+    torch._foreach_mul_(u, 1 / rule.base_rate)
+    return u
 
 
 # ---- what all share -------------------------------------------------------------------------------------------

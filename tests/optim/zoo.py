@@ -1,4 +1,4 @@
-"""Awkward tensors, groups and gradients that the tests of LAMB share."""
+"""Awkward tensors, groups and gradients that the tests of all optimizers share."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from largebatch.optim import LAMB
 from oracle import Array
@@ -84,14 +85,18 @@ def parameters(arrays: Sequence[Array], dtype: torch.dtype = torch.float64) -> l
     return made
 
 
-def optimizer_over(made: Sequence[nn.Parameter], groups: Sequence[Options] = GROUPS, **options: Any) -> LAMB:
-    """Return LAMB over named parameters, in the given groups."""
-    given = [
-        {**{key: value for key, value in group.items() if key != "members"}}
+def groups_over(made: Sequence[nn.Parameter], groups: Sequence[Options] = GROUPS) -> list[Options]:
+    """Return parameter groups over named parameters."""
+    return [
+        {key: value for key, value in group.items() if key != "members"}
         | {"params": [(NAMES[i], made[i]) for i in group["members"]]}
         for group in groups
     ]
-    return LAMB(given, **options)
+
+
+def optimizer_over(made: Sequence[nn.Parameter], groups: Sequence[Options] = GROUPS, **options: Any) -> LAMB:
+    """Return LAMB over named parameters, in the given groups."""
+    return LAMB(groups_over(made, groups), **options)
 
 
 def set_gradients(made: Sequence[nn.Parameter], arrays: Sequence[Array | None]) -> None:
@@ -100,18 +105,20 @@ def set_gradients(made: Sequence[nn.Parameter], arrays: Sequence[Array | None]) 
         p.grad = None if array is None else torch.tensor(array, dtype=p.dtype)
 
 
-def run(
-    made: Sequence[nn.Parameter], optimizer: LAMB, groups: Sequence[Options] = GROUPS, steps: int = STEPS
-) -> Iterator[int]:
+def run(made: Sequence[nn.Parameter], optimizer: Optimizer, steps: int = STEPS) -> Iterator[int]:
     """Step through the gradients of the zoo and yield after each step."""
     for step in range(1, steps + 1):
         for number, group in enumerate(optimizer.param_groups):
-            group["lr"] = learning_rate(number, step)
+            rate = learning_rate(number, step)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         set_gradients(made, gradients(step))
         optimizer.step()
         yield step
 
 
-def ordered(made: Sequence[nn.Parameter], optimizer: LAMB, key: str) -> list[Tensor | None]:
+def ordered(made: Sequence[nn.Parameter], optimizer: Optimizer, key: str) -> list[Tensor | None]:
     """Return one state tensor of each parameter, None where there is none."""
     return [optimizer.state[p].get(key) if p in optimizer.state else None for p in made]

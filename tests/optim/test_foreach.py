@@ -1,0 +1,123 @@
+"""The multi-tensor kernels: how the layers are portioned, what memory they take, and who chooses them."""
+
+import logging
+import math
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from rules import MAKERS
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from largebatch.optim import LAMB, base
+from largebatch.optim.gathering import Member, portions
+from largebatch.optim.kernels import pieces
+
+
+def _address(a: Tensor) -> int:
+    return a.untyped_storage().data_ptr()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that operations have made and that still live, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {_address(a) for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)}
+        for a in tree_leaves(made):
+            if isinstance(a, Tensor) and (key := _address(a)) not in given | self.known:
+                size = a.untyped_storage().nbytes()
+                self.known.add(key)
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(a, self.forget, key, size)
+        return made
+
+    def forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "expected"),
+    [
+        ([3, 4, 5], 7, [[3, 4], [5]]),
+        ([3, 4, 5], 6, [[3], [4], [5]]),
+        ([9, 1, 1, 0, 9], 2, [[9], [1, 1, 0], [9]]),
+        ([2, 2], math.inf, [[2, 2]]),
+        ([], 5, []),
+    ],
+)
+def test_layers_are_portioned_by_their_elements(sizes: list[int], limit: float, expected: list[list[int]]) -> None:
+    members = [Member(n, torch.empty(size), torch.empty(size), None, None, ()) for n, size in enumerate(sizes)]
+    found = list(portions(members, limit))
+    assert [[member.p.numel() for member in portion] for portion in found] == expected
+    assert [member.number for portion in found for member in portion] == list(range(len(sizes)))
+
+
+@contextmanager
+def limits(monkeypatch: pytest.MonkeyPatch, piece: int, kept: int) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "CPU_PIECE_ELEMENTS", piece)
+        patch.setattr(pieces, "CPU_KEPT_ELEMENTS", kept)
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["LAMB", "LANS", "LARS", "LARS 2017"])
+def test_foreach_needs_bounded_memory(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype) -> None:
+    piece, kept = 1 << 12, 1 << 14
+
+    def peak(piece: int, kept: int) -> int:
+        made = [nn.Parameter(torch.ones(n, dtype=dtype)) for n in (1 << 18, 3000, 1 << 14, 20, *[5000] * 30)]
+        for p in made:
+            p.grad = torch.ones_like(p)
+        optimizer = MAKERS[name](made, foreach=True, **({} if name == "LANS" else {"max_grad_norm": 1.0}))
+        optimizer.init_state()
+        with limits(monkeypatch, piece, kept), LiveBytes() as count:
+            optimizer.step()
+            optimizer.grad_norm()
+        return count.peak
+
+    # Kept directions, and five float32 temporaries of a piece (three, and copies of x and g in float32), and scalars.
+    bound = 4 * (kept + 5 * piece) + 20_000
+    assert peak(piece, kept) < bound
+    if name == "LAMB":
+        assert 4 * kept < peak(piece, kept)
+        assert peak(piece, 10**9) > 2 * bound
+    assert peak(10**9, kept) > 2 * bound
+
+
+class Marked(Tensor):
+    """A subclass of Tensor, for which multi-tensor operations may not exist."""
+
+
+def test_the_default_chooses_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(base, "_logged", set())
+    caplog.set_level(logging.INFO, logger="largebatch.optim")
+    for choice in (None, None, True, False):
+        x = nn.Parameter(torch.ones(2))
+        x.grad = torch.ones(2)
+        optimizer = LAMB([x], foreach=choice)
+        optimizer.step()
+        optimizer.step()
+    x = torch.ones(2).as_subclass(Marked).requires_grad_()
+    x.grad = torch.ones(2)
+    LAMB([x]).step()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"LAMB on cpu: {kernels} kernels (the default; foreach=... chooses)" for kernels in ("foreach", "plain")
+    ]
