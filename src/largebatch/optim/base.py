@@ -20,7 +20,7 @@ from largebatch.optim.gathering import Member, alike, block_count, layers_of, po
 from largebatch.optim.gradient_norm import complete, on
 from largebatch.optim.kernels import pieces
 from largebatch.optim.kernels.contract import Layers, Phases, Rule
-from largebatch.optim.state_contract import StatefulOptimizer
+from largebatch.optim.state_contract import RatiosTaken, StatefulOptimizer
 from largebatch.optim.trust_ratio import RatioTerms, normalising_scales, norms_from_sums, trust_ratios
 
 _log = logging.getLogger("largebatch.optim")
@@ -88,10 +88,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
         self._scale_gradients(calls)
         self._count_step(calls)
         self._find_directions(calls)
-        self._record = []
-        for call in calls:
-            if call.layers.x:
-                self._move(call)
+        self._last.ratios = [self._move(call) for call in calls if call.layers.x]
         return loss
 
     def _check_all(self) -> None:
@@ -104,7 +101,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
     def _gather(self) -> list[Call]:
         """Return the layers that have a gradient, alike ones together."""
         calls: list[Call] = []
-        self._capturables = []
+        self._last.capturables = []
         for group in self.param_groups:
             options = self._options(group)
             keys = self._moments_of(options)
@@ -114,7 +111,8 @@ class TrustRatioOptimizer(StatefulOptimizer):
             steps: list[Tensor] = []
             masters: list[Tensor] = []
             moments: list[list[Tensor]] = [[] for _ in keys]
-            self._capturables.append(self._init_group(group, numbers, params, grads, steps, masters, *moments))
+            capturable = self._init_group(group, numbers, params, grads, steps, masters, *moments)
+            self._last.capturables.append(capturable)
             members = [
                 Member(
                     number,
@@ -150,21 +148,26 @@ class TrustRatioOptimizer(StatefulOptimizer):
             norm = norms_from_sums(total, 2)
         grad_scale = getattr(self, "grad_scale", None)
         for call in calls:
-            layers, device, threshold = call.layers, call.device, call.options["max_grad_norm"]
+            scale = self._gradient_scale(call, norm, grad_scale) if call.layers.x else None
             if found_inf is not None:
-                layers.keep = on(device, found_inf) == 0
-            if not layers.x:
-                continue
-            if self._normalises_gradients:
-                layers.g_scale = normalising_scales(call.phases.squares(layers.g))
-                continue
-            if grad_scale is not None:
-                layers.g_scale = on(device, grad_scale).to(torch.float64).reciprocal()
-            if threshold is not None and norm is not None:
-                own = on(device, norm) if layers.g_scale is None else on(device, norm) * layers.g_scale
-                # A zero norm makes the quotient infinite, which the clamp takes back to 1.
-                clip = (threshold / own).clamp(max=1)
-                layers.g_scale = clip if layers.g_scale is None else layers.g_scale * clip
+                keep = call.layers.keep = on(call.device, found_inf) == 0
+                # What is not finite in the gradients is in their norm too.
+                scale = None if scale is None else torch.where(keep, scale, 1.0)
+            call.layers.g_scale = scale
+
+    def _gradient_scale(self, call: Call, norm: Tensor | None, grad_scale: Tensor | None) -> Tensor | None:
+        """Return what the gradients of a call are multiplied by: unscaled, and clipped or normalised."""
+        if self._normalises_gradients:
+            return normalising_scales(call.phases.squares(call.layers.g))
+        scale, threshold = None, call.options["max_grad_norm"]
+        if grad_scale is not None:
+            scale = on(call.device, grad_scale).to(torch.float64).reciprocal()
+        if threshold is not None and norm is not None:
+            own = on(call.device, norm) if scale is None else on(call.device, norm) * scale
+            # A zero norm makes the quotient infinite, which the clamp takes back to 1.
+            clip = (threshold / own).clamp(max=1)
+            scale = clip if scale is None else scale * clip
+        return scale
 
     def _count_step(self, calls: list[Call]) -> None:
         for call in calls:
@@ -193,8 +196,8 @@ class TrustRatioOptimizer(StatefulOptimizer):
                 # A step that is skipped may be the first, and 0 is no step to correct for.
                 layers.t = t if layers.keep is None else t.clamp(min=1)
 
-    def _move(self, call: Call) -> None:
-        """Phases 1 to 3 for one list of layers, and the record of its ratios."""
+    def _move(self, call: Call) -> RatiosTaken:
+        """Phases 1 to 3 for one list of layers; return the record of its ratios."""
         layers, options, rule = call.layers, call.options, self._rule(call.options)
         sums = call.phases.norms_(layers, rule)
         ratios = trust_ratios(
@@ -214,7 +217,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
             taken = torch.where(layers.keep, ratios, math.nan)
         call.phases.apply_(layers, rule, ratios, lr)
         blocks = [block_count(member, options["stacked"]) for member in call.members]
-        self._record.append(([member.number for member in call.members], blocks, taken.detach()))
+        return RatiosTaken([member.number for member in call.members], blocks, taken.detach())
 
     def _backend(self, options: Mapping[str, Any], device: torch.device, native: bool) -> str:
         if options["differentiable"] or options["foreach"] is False:
@@ -271,7 +274,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
         repeat, the keys are the numbers of the state dict.
         """
         taken: dict[int, Tensor] = {}
-        for numbers, blocks, ratios in self._record:
+        for numbers, blocks, ratios in self._last.ratios:
             taken.update({number: some.T for number, some in zip(numbers, ratios.split(blocks), strict=True)})
         found: dict[str, Tensor] = {}
         numbered = ((group, p) for group in self.param_groups for p in group["params"])

@@ -25,7 +25,14 @@ from largebatch.optim.base import TrustRatioOptimizer
 from largebatch.optim.kernels import foreach as multi_tensor
 from largebatch.optim.kernels import pieces
 from largebatch.optim.kernels.contract import Count, LambRule, Layers, Nesterov, Norm, Phases
-from largebatch.optim.kernels.plain import any_number_of_elements, each_layer, partial_sums, squares, write_back_
+from largebatch.optim.kernels.plain import (
+    any_number_of_elements,
+    as_it_is,
+    each_layer,
+    partial_sums,
+    squares,
+    write_back_,
+)
 from largebatch.optim.options import check_choice, check_flag, check_number, check_pair, given_options
 
 
@@ -38,6 +45,7 @@ def update_moments_(m: Tensor, v: Tensor, g: Tensor, layers: Layers, rule: LambR
 def corrected_moments(g: Tensor, m: Tensor, v: Tensor, t: Count, rule: LambRule) -> tuple[Tensor, Tensor]:
     """Return mhat and vhat of one layer, from moments that have seen g."""
     beta1, beta2 = rule.beta1, rule.beta2
+    m, v = as_it_is(m), as_it_is(v)
     corrected = rule.bias_correction
     mhat = m / (1 - beta1**t) if corrected else m
     vhat = v / (1 - beta2**t) if corrected else v
@@ -63,8 +71,7 @@ def lamb_norms_(layers: Layers, rule: LambRule) -> Tensor:
     moments = zip(layers.state["exp_avg"], layers.state["exp_avg_sq"], strict=True)
     for (x, g, t), (m, v) in zip(each_layer(layers, rule.maximize), moments, strict=True):
         update_moments_(m, v, g, layers, rule)
-        if torch.is_grad_enabled():
-            x = x.clone()  # autograd keeps what the norm has read, and x is about to be overwritten
+        x = as_it_is(x)
         u = lamb_direction(x, g, m, v, t, rule)
         sums.append(partial_sums(rule.norm, x, u))
     return torch.stack(sums)

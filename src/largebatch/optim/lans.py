@@ -27,7 +27,14 @@ from largebatch.optim.base import TrustRatioOptimizer
 from largebatch.optim.kernels import foreach as multi_tensor
 from largebatch.optim.kernels import pieces
 from largebatch.optim.kernels.contract import Count, LambRule, Layers, Nesterov, Norm, Phases
-from largebatch.optim.kernels.plain import any_number_of_elements, each_layer, partial_sums, squares, write_back_
+from largebatch.optim.kernels.plain import (
+    any_number_of_elements,
+    as_it_is,
+    each_layer,
+    partial_sums,
+    squares,
+    write_back_,
+)
 from largebatch.optim.lamb import check_lamb_options, corrected_moments, lamb_rule, update_moments_
 from largebatch.optim.options import given_options
 
@@ -45,8 +52,7 @@ def lans_norms_(layers: Layers, rule: LambRule) -> Tensor:
     moments = zip(layers.state["exp_avg"], layers.state["exp_avg_sq"], strict=True)
     for (x, g, t), (m, v) in zip(each_layer(layers, rule.maximize), moments, strict=True):
         update_moments_(m, v, g, layers, rule)
-        if torch.is_grad_enabled():
-            x = x.clone()  # autograd keeps what the norm has read, and x is about to be overwritten
+        x = as_it_is(x)
         r, c = lans_directions(x, g, m, v, t, rule)
         sums.append(partial_sums(rule.norm, x, r, c))
     return torch.stack(sums)

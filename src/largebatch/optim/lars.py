@@ -35,7 +35,14 @@ from largebatch.optim.base import TrustRatioOptimizer
 from largebatch.optim.kernels import foreach as multi_tensor
 from largebatch.optim.kernels import pieces
 from largebatch.optim.kernels.contract import LarsRule, LarsVersion, Layers, Norm, Phases
-from largebatch.optim.kernels.plain import any_number_of_elements, each_layer, partial_sums, squares, write_back_
+from largebatch.optim.kernels.plain import (
+    any_number_of_elements,
+    as_it_is,
+    each_layer,
+    partial_sums,
+    squares,
+    write_back_,
+)
 from largebatch.optim.options import check_choice, check_flag, check_number, given_options
 from largebatch.optim.trust_ratio import RatioTerms
 
@@ -54,6 +61,7 @@ def algorithm1_direction(d: Tensor, m: Tensor | None, rule: LarsRule) -> Tensor:
     """Return the direction of algorithm 1 for one layer: m, or one step ahead of it; d where there is no m."""
     if m is None:
         return d
+    m = as_it_is(m)
     return rule.momentum * m + (1 - rule.momentum) * d if rule.nesterov else m
 
 
@@ -66,9 +74,7 @@ def lars_norms_(layers: Layers, rule: LarsRule) -> Tensor:
             if m is not None:
                 m.mul_(layers.unless_skipped(rule.momentum, 1.0)).add_(d, alpha=1 - rule.momentum)
             measured = algorithm1_direction(d, m, rule)
-        if torch.is_grad_enabled():
-            x = x.clone()  # autograd keeps what the norm has read, and x is about to be overwritten
-        sums.append(partial_sums(rule.norm, x, measured))
+        sums.append(partial_sums(rule.norm, as_it_is(x), measured))
     return torch.stack(sums)
 
 
@@ -86,7 +92,7 @@ def lars_apply_(layers: Layers, rule: LarsRule, ratios: Tensor, lr: float | Tens
         step = newest
         if m is not None:
             m.mul_(momentum).add_(newest)
-            step = rule.momentum * m + newest if rule.nesterov else m
+            step = rule.momentum * m + newest if rule.nesterov else as_it_is(m)
         write_back_(layers, i, x - outside * step)
 
 

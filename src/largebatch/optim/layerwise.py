@@ -26,7 +26,7 @@ from largebatch.optim.kernels.contract import Layers, LayerwiseRule, Norm, Phase
 from largebatch.optim.kernels.plain import any_number_of_elements, partial_sums, squares, write_back_
 from largebatch.optim.options import HOW_COMPUTED, check_flag, check_names, check_parameter, given_options
 from largebatch.optim.state import check_state, master_of
-from largebatch.optim.state_contract import around_loading, without_process_groups
+from largebatch.optim.state_contract import LastStep, around_loading, without_process_groups
 
 _OF_GROUPS = (
     "adapt",
@@ -146,7 +146,7 @@ class Layerwise(TrustRatioOptimizer):
                 "leave clipping and scaling to Layerwise"
             )
         self.base_optimizer = base_optimizer
-        self._record = []
+        self._last = LastStep()
         # What Optimizer.__init__ does but for the groups and the state, which the base has made.
         Optimizer.__setstate__(self, {"defaults": {**base_optimizer.defaults, **self._own}})
         for group in self.param_groups:
@@ -176,11 +176,9 @@ class Layerwise(TrustRatioOptimizer):
 
     def _complete(self, group: dict[str, Any], values: Mapping[str, Any]) -> None:
         """Give a group those of our options that it lacks."""
-        for name in _OF_GROUPS:
+        for name in (*_OF_GROUPS, "maximize"):
             group.setdefault(name, values[name])
-        if not self._base_maximizes():
-            group.setdefault("maximize", values["maximize"])
-        elif self._own["maximize"]:
+        if self._own["maximize"]:
             group["maximize"] = True
 
     def _base_maximizes(self) -> bool:
@@ -233,7 +231,7 @@ class Layerwise(TrustRatioOptimizer):
         if found_inf is not None and not self._step_supports_amp_scaling:
             name = type(self.base_optimizer).__name__
             raise RuntimeError(f"found_inf is set, but the step of {name} cannot be skipped by it")
-        take_base_step(self.base_optimizer, calls, self._capturables, found_inf)
+        take_base_step(self.base_optimizer, calls, self._last.capturables, found_inf)
 
     @torch.no_grad()
     def init_state(self) -> None:
@@ -310,7 +308,7 @@ class Layerwise(TrustRatioOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Optimizer.__setstate__(self, state)
-        self._record = []
+        self._last = LastStep()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} over {self.base_optimizer!r}"

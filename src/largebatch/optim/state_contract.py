@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,26 @@ from largebatch.optim.options import HOW_COMPUTED, check_common, check_names, ch
 from largebatch.optim.state import check_state, master_of, new_count, new_moment, restore
 
 
+class RatiosTaken(NamedTuple):
+    """The trust ratios of one call of the kernels."""
+
+    numbers: list[int]
+    """The numbers of its parameters."""
+    blocks: list[int]
+    """How many layers each of them holds."""
+    ratios: Tensor
+    """Float64 [layers, directions]."""
+
+
+class LastStep:
+    """What is remembered of the last step; an object of its own, because a compiled step can only change such."""
+
+    def __init__(self) -> None:
+        self.ratios: list[RatiosTaken] = []
+        self.capturables: list[bool | None] = []
+        """What `_init_group` has returned for each group."""
+
+
 class StatefulOptimizer(Optimizer, ABC):
     """Groups, states and state dicts of all layerwise optimizers; `TrustRatioOptimizer` takes their steps."""
 
@@ -25,13 +45,10 @@ class StatefulOptimizer(Optimizer, ABC):
     """Keys of the state tensors that have the parameter's shape, zero at first."""
     _counts_steps: ClassVar[bool] = True
     """Whether the state has the number of steps, which a rule with bias correction needs."""
-    _record: list[tuple[list[int], list[int], Tensor]]
-    """Of the last step: numbers of parameters, how many layers each holds, and the ratios of these."""
-    _capturables: list[bool | None]
-    """What `_init_group` has returned for each group in the last step."""
+    _last: LastStep
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        self._record = []
+        self._last = LastStep()
         super().__init__(params, defaults)
 
     @abstractmethod
@@ -217,8 +234,8 @@ class StatefulOptimizer(Optimizer, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if not hasattr(self, "_record"):
-            self._record = []
+        if not hasattr(self, "_last"):
+            self._last = LastStep()
         for name, value in option_defaults(type(self)).items():
             self.defaults.setdefault(name, value)
         for group in self.param_groups:

@@ -32,6 +32,11 @@ def each_layer(layers: Layers, maximize: bool) -> Iterator[Layer]:
         yield Layer(x.to(layers.dtype), -g if maximize else g, layers.t[i] if counted else 0.0)
 
 
+def as_it_is(a: Tensor) -> Tensor:
+    """Return weights or a state for a formula; a copy where autograd would keep them, for they are overwritten."""
+    return a.clone() if torch.is_grad_enabled() else a
+
+
 def write_back_(layers: Layers, index: int, x: Tensor) -> None:
     """Store new weights of one layer, and their rounded copy where there are masters."""
     layers.x[index].copy_(x)
