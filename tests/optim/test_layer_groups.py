@@ -275,3 +275,56 @@ def test_examples_in_docstrings_run(module: str) -> None:
     result = doctest.testmod(sys.modules[module])
     assert result.attempted > 2
     assert not result.failed
+
+
+class Stacked(nn.Module):
+    """Several layers in one parameter, in the ways they are met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.c_attn = nn.Linear(12, 4)  # as GPT-2's Conv1D: the inputs first
+        self.experts = nn.Parameter(torch.ones(3, 4, 5))
+        self.norm = nn.LayerNorm(4)
+
+
+def test_stacked_parameters_have_groups_of_their_own() -> None:
+    model = Stacked()
+    rules: dict[Any, tuple[int, int]] = {"in_proj_weight": (0, 3), "c_attn.weight": (1, 3), "experts": (0, 3)}
+    groups = layer_groups(model, stacked=rules)
+    assert_complete(model, groups)
+    found = {name: group.get("stacked") for group in groups for name in group["param_names"]}
+    assert {name: cut for name, cut in found.items() if cut} == {
+        "attention.in_proj_weight": (0, 3),
+        "c_attn.weight": (1, 3),
+        "experts": (0, 3),
+    }
+    optimizer = LAMB(groups)
+    for p in model.parameters():
+        p.grad = torch.arange(p.numel(), dtype=p.dtype).view(p.shape)
+    optimizer.step()
+    ratios = optimizer.trust_ratios()
+    assert ratios["experts"].shape == (1, 3)
+    assert ratios["experts"].unique().numel() > 1
+    assert ratios["attention.out_proj.weight"].shape == (1, 1)
+    lines = str(groups).splitlines()
+    assert lines[0].split()[-1] == "stacked"
+    assert next(line for line in lines if line.startswith("c_attn.weight")).endswith("3 along 1")
+    assert "stacked" not in str(layer_groups(model))
+
+
+@pytest.mark.parametrize(
+    ("stacked", "message"),
+    [
+        ({"experts": (0, 2)}, r"experts has shape \(3, 4, 5\); it needs a dimension 0 that 2 divides"),
+        ({"experts": (3, 1)}, "it needs a dimension 3"),
+        ({"experts": 3}, "stacked has 3 for the rule 'experts'; it must be two integers"),
+        ({"experts": (0, 0)}, r"stacked has \(0, 0\)"),
+        ({"export": (0, 3)}, "stacked has the rule 'export', which matches no parameter"),
+        ({"experts": (0, 3), "exp*": (1, 2)}, "two rules for experts, which cut it differently"),
+        ({3: (0, 3)}, "stacked has the rule 3; a rule is a string or a module class"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(stacked: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        layer_groups(Stacked(), stacked=stacked)

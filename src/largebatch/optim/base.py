@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import _use_grad_for_differentiable
 
 from largebatch.optim.gathering import Member, alike, block_count, layers_of, portions, real_blocks, refuse_sparse
-from largebatch.optim.gradient_norm import complete, on
+from largebatch.optim.gradient_norm import on
 from largebatch.optim.kernels import pieces
 from largebatch.optim.kernels.contract import Layers, Phases, Rule
 from largebatch.optim.state_contract import RatiosTaken, StatefulOptimizer
@@ -137,14 +137,11 @@ class TrustRatioOptimizer(StatefulOptimizer):
         """Phase 0: say what gradients are multiplied by, and whether the step is taken."""
         found_inf = getattr(self, "found_inf", None)
         clips = any(group["max_grad_norm"] is not None for group in self.param_groups)
-        shared = any(group["norm_process_group"] is not None for group in self.param_groups)
         norm = None
-        if clips or (shared and found_inf is not None):
-            sums: dict[Any, list[Tensor]] = {group["norm_process_group"]: [] for group in self.param_groups}
-            for call in calls:
-                if call.options["max_grad_norm"] is not None and call.layers.x:
-                    sums[call.options["norm_process_group"]].append(call.phases.squares(call.layers.g))
-            total, found_inf = complete(sums, found_inf, self._device())
+        if clips or (self._shared.process_group is not None and found_inf is not None):
+            clipped = [call for call in calls if call.options["max_grad_norm"] is not None and call.layers.x]
+            sums = [call.phases.squares(call.layers.g) for call in clipped]
+            total, found_inf = self._shared.complete(sums, found_inf, self._device())
             norm = norms_from_sums(total, 2)
         grad_scale = getattr(self, "grad_scale", None)
         for call in calls:
@@ -246,18 +243,17 @@ class TrustRatioOptimizer(StatefulOptimizer):
         It is the norm over every parameter that has a gradient, unclipped, 0 if none has; divided by `grad_scale`
         while a GradScaler has set that. With a `norm_process_group`, all of its processes have to ask.
         """
-        gradients: dict[Any, dict[Any, list[Tensor]]] = {}
+        gradients: dict[Any, list[Tensor]] = {}
         for group in self.param_groups:
-            own = gradients.setdefault(group["norm_process_group"], {})
             for p in group["params"]:
                 if p.grad is not None and p.grad.numel():
                     refuse_sparse(p.grad)
-                    own.setdefault((p.grad.device, p.grad.dtype), []).extend(real_blocks(p.grad.resolve_conj()))
-        sums = {key: [pieces.squares(some) for some in own.values()] for key, own in gradients.items()}
-        device = next((device for own in gradients.values() for device, _ in own), self._device())
-        norm = complete(sums, None, device)[0].sqrt()
+                    some = gradients.setdefault((p.grad.device, p.grad.dtype), [])
+                    some.extend(real_blocks(p.grad.resolve_conj()))
+        sums = [pieces.squares(some) for some in gradients.values()]
+        norm = self._shared.complete(sums, None, self._device())[0].sqrt()
         grad_scale = getattr(self, "grad_scale", None)
-        return norm if grad_scale is None else norm / on(device, grad_scale)
+        return norm if grad_scale is None else norm / on(norm.device, grad_scale)
 
     def _device(self) -> torch.device:
         """Return the device of the first parameter; where this process has none, the one that collectives use."""

@@ -37,7 +37,8 @@ def check_base(base: Any) -> None:
             proportional to its learning rate.
     """
     if not isinstance(base, Optimizer):
-        raise ValueError(f"base_optimizer is {base!r}; it must be a torch.optim.Optimizer")
+        given = f"the class {base.__name__}" if isinstance(base, type) else f"of type {type(base).__name__}"
+        raise ValueError(f"base_optimizer is {given}; it must be an object of a torch.optim.Optimizer class")
     name = type(base).__name__
     parameters = list(inspect.signature(type(base).step).parameters.values())[1:]
     if isinstance(base, LBFGS) or any(p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD for p in parameters):

@@ -124,7 +124,8 @@ class LAMB(TrustRatioOptimizer):
     for each layer (parameter) x. The ratio is 1 where x or u is zero and in groups with ``adapt=False``, where
     LAMB is AdamW. Source: Algorithm 2 of arXiv 1904.00962v5.
 
-    Every option can be set per parameter group and is independent of the others.
+    Every option but `norm_process_group` and `differentiable` can be set per parameter group, and each is
+    independent of the others.
 
     Args:
         params: parameters, named parameters, or groups of them; `layer_groups(model)` makes the usual groups.
@@ -144,10 +145,13 @@ class LAMB(TrustRatioOptimizer):
             projection: each block has a ratio of its own.
         master_weights: keep a float32 copy of half-precision parameters in the state ("master") and step that;
             the parameter is its rounded image. Other dtypes have no use for one.
-        norm_process_group: for parameters sharded over processes; not available in this version.
+        norm_process_group: the process group that shares the parameters out, each whole on one of its processes, as
+            `ZeroRedundancyOptimizer` does: the norm for clipping is then taken over all of them. One for the whole
+            optimizer.
         maximize: ascend instead of descend.
         foreach: multi-tensor kernels (True), plain ones (False), or whichever is faster (None).
-        capturable: not available in this version.
+        capturable: keep the step counts on the parameters' device, so that nothing is read back from it and a
+            CUDA graph can hold the step; a GradScaler then leaves unscaling and skipping to the step.
         differentiable: let autograd see the step; plain kernels only.
         fused: not available in this version (True raises).
 

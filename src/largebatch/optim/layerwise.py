@@ -20,13 +20,14 @@ from largebatch.optim.base import Call, TrustRatioOptimizer
 from largebatch.optim.base_probe import BASE_RATE, check_base, state_can_be_made_ahead
 from largebatch.optim.base_step import create_base_state, take_base_step
 from largebatch.optim.gathering import has_master
+from largebatch.optim.gradient_norm import SharedSums
 from largebatch.optim.kernels import foreach as multi_tensor
 from largebatch.optim.kernels import pieces
 from largebatch.optim.kernels.contract import Layers, LayerwiseRule, Norm, Phases
 from largebatch.optim.kernels.plain import any_number_of_elements, partial_sums, squares, write_back_
 from largebatch.optim.options import HOW_COMPUTED, check_flag, check_names, check_parameter, given_options
 from largebatch.optim.state import check_state, master_of
-from largebatch.optim.state_contract import LastStep, around_loading, without_process_groups
+from largebatch.optim.state_contract import LastStep, around_loading
 
 _OF_GROUPS = (
     "adapt",
@@ -36,7 +37,6 @@ _OF_GROUPS = (
     "max_grad_norm",
     "stacked",
     "master_weights",
-    "norm_process_group",
 )
 """Our options that stand in the base's parameter groups."""
 
@@ -138,6 +138,7 @@ class Layerwise(TrustRatioOptimizer):
         if isinstance(base_optimizer, TrustRatioOptimizer):
             raise ValueError(f"base_optimizer is a {type(base_optimizer).__name__}, which is layerwise already")
         self._own = given_options(Layerwise, locals())
+        self._shared = SharedSums(self._own.pop("norm_process_group"))
         check_flag("maximize", maximize)
         check_base(base_optimizer)
         if known := [name for name in _OF_GROUPS if name in base_optimizer.defaults]:
@@ -264,10 +265,10 @@ class Layerwise(TrustRatioOptimizer):
     # ---- state dicts ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state dict; a `norm_process_group` stands in it as None."""
+        """Return the base's state dict, with our options in its groups."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
-        state_dict = without_process_groups(self.base_optimizer.state_dict())
+        state_dict = self.base_optimizer.state_dict()
         for hook in self._optimizer_state_dict_post_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         return state_dict
@@ -276,7 +277,7 @@ class Layerwise(TrustRatioOptimizer):
         """Load a state dict of this optimizer, or of its base alone; tensors are copied.
 
         Float32 states of half-precision parameters stay float32. Those of our options that the file lacks keep the
-        value of the live group, and so does the `norm_process_group`.
+        value of the live group.
 
         Raises:
             ValueError: groups or shapes do not fit, or an option is out of range. Nothing has changed then.
@@ -296,7 +297,6 @@ class Layerwise(TrustRatioOptimizer):
             return state_dict  # torch says what is wrong
         for group, live in zip(groups, self.param_groups, strict=True):
             self._complete(group, live)
-            group["norm_process_group"] = None  # torch copies groups, and a process group has no copy
             self._check_group(group, look_at_tensors=True)
             for number, p in zip(group["params"], live["params"], strict=True):
                 check_parameter(str(number), p, group["stacked"])
@@ -304,7 +304,12 @@ class Layerwise(TrustRatioOptimizer):
         return {**state_dict, "param_groups": groups}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"defaults": self.defaults, "_own": self._own, "base_optimizer": self.base_optimizer}
+        return {
+            "defaults": self.defaults,
+            "_own": self._own,
+            "_shared": self._shared,
+            "base_optimizer": self.base_optimizer,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Optimizer.__setstate__(self, state)

@@ -12,19 +12,18 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from largebatch.optim.state import STATE_DTYPE
 
-HOW_COMPUTED = ("foreach", "capturable", "differentiable", "fused", "norm_process_group")
+HOW_COMPUTED = ("foreach", "capturable", "differentiable", "fused")
 """Options that say how a step is computed, not which: they belong to the object and not to its state dict."""
 
 
 def option_defaults(optimizer: type) -> dict[str, Any]:
-    """Return the optimizer's options that have a default, from its signature."""
+    """Return the options of parameter groups that have a default, from the optimizer's signature."""
     parameters = inspect.signature(optimizer.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "norm_process_group"}
 
 
 def given_options(optimizer: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +111,6 @@ def check_common(group: Mapping[str, Any], *, look_at_tensors: bool) -> None:
             given = group["max_grad_norm"]
             raise ValueError(f"max_grad_norm is {given!r}, which would erase the gradient; None switches clipping off")
         check_number("max_grad_norm", group["max_grad_norm"], above=0)
-    check_process_group(group["norm_process_group"])
     _check_stacked(group["stacked"])
     _refuse_contradictions(group)
     _refuse_absent(group)
@@ -140,21 +138,11 @@ def _refuse_contradictions(group: Mapping[str, Any]) -> None:
         raise ValueError("differentiable=True and master_weights=True: a rounded copy has no derivative")
 
 
-def check_process_group(value: Any) -> None:
-    """Refuse what is neither None nor a process group that this process belongs to."""
-    if value is None:
-        return
-    if not dist.is_available() or not isinstance(value, dist.ProcessGroup):
-        raise ValueError(
-            f"norm_process_group is {value!r}; it must be None or a torch.distributed process group of this process"
-        )
-
-
 def check_names(group: Mapping[str, Any], options: Iterable[str]) -> None:
     """Refuse a key of a group that is nearly the name of an option; other keys belong to other tools."""
     options = tuple(options)
     for key in group:
-        if isinstance(key, str) and key not in options and key not in ("params", "param_names"):
+        if isinstance(key, str) and key not in options and key not in ("params", "param_names", "norm_process_group"):
             near = difflib.get_close_matches(key, options, n=1, cutoff=0.85)
             if near:
                 raise ValueError(f"a parameter group has the unknown option {key!r}; did you mean {near[0]!r}?")

@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.foreign_state import translated
 from largebatch.optim.gathering import has_master, refuse_sparse
+from largebatch.optim.gradient_norm import SharedSums
 from largebatch.optim.options import HOW_COMPUTED, check_common, check_names, check_parameter, option_defaults
 from largebatch.optim.state import check_state, master_of, new_count, new_moment, restore
 
@@ -46,9 +47,11 @@ class StatefulOptimizer(Optimizer, ABC):
     _counts_steps: ClassVar[bool] = True
     """Whether the state has the number of steps, which a rule with bias correction needs."""
     _last: LastStep
+    _shared: SharedSums
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._last = LastStep()
+        self._shared = SharedSums(defaults.pop("norm_process_group"))
         super().__init__(params, defaults)
 
     @abstractmethod
@@ -88,7 +91,8 @@ class StatefulOptimizer(Optimizer, ABC):
             group = self.param_groups[-1]
             self._check_group(group, look_at_tensors=True)
             self._check_parameters(group)
-            _refuse_local_clipping(self._options(group))
+            self._shared.take_from(group)
+            _refuse_local_clipping(self._options(group), self._shared)
         except Exception:
             self.param_groups.pop()
             raise
@@ -188,17 +192,12 @@ class StatefulOptimizer(Optimizer, ABC):
             state.pop("master", None)
         return state
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state dict; a `norm_process_group` stands in it as None, for it belongs to this process."""
-        return without_process_groups(super().state_dict())
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this optimizer or, by key, one of the makers in `foreign_state.py`; tensors are copied.
 
         LAMB takes over torch's Adam and AdamW and timm's Lamb, LARS takes over torch's SGD and timm's Lars. Dtypes
         follow the state contract whatever the file has. Options that the file lacks keep the value of the live
-        group; so do those that say how to compute (foreach, fused, capturable, differentiable) and the
-        `norm_process_group`.
+        group; so do those that say how to compute (foreach, fused, capturable, differentiable).
 
         Raises:
             ValueError: groups, shapes or keys do not fit, an option is out of range, or the file was written with
@@ -217,9 +216,7 @@ class StatefulOptimizer(Optimizer, ABC):
             numbers = new["params"]
             new, own_states = translated(new, [states.get(number, {}) for number in numbers])
             for name in self.defaults:
-                if name == "norm_process_group":
-                    new[name] = None  # torch copies groups, and a process group has no copy
-                elif name not in new or name in HOW_COMPUTED:
+                if name not in new or name in HOW_COMPUTED:
                     new[name] = old[name]
             needed = (("step",) if self._counts_steps else ()) + self._moments_of(new)
             for number, p, state in zip(numbers, old["params"], own_states, strict=True):
@@ -232,10 +229,13 @@ class StatefulOptimizer(Optimizer, ABC):
             loaded[i] = new
         return {**state_dict, "state": states, "param_groups": loaded}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_shared": self._shared}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if not hasattr(self, "_last"):
-            self._last = LastStep()
+        self._last = getattr(self, "_last", LastStep())
+        self._shared = getattr(self, "_shared", SharedSums())
         for name, value in option_defaults(type(self)).items():
             self.defaults.setdefault(name, value)
         for group in self.param_groups:
@@ -254,7 +254,6 @@ def around_loading(
         prepare: from the state dict, as the user's own hooks have left it, to the one to load.
         counts: whether the state contract is about the counts of steps too.
     """
-    process_groups = [group["norm_process_group"] for group in loading.param_groups]
     prepared: dict[str, Any] = {}
 
     def before(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
@@ -262,9 +261,7 @@ def around_loading(
         return prepared
 
     def after(_: Optimizer) -> None:
-        groups = zip(loading.param_groups, prepared["param_groups"], process_groups, strict=True)
-        for group, saved, process_group in groups:
-            group["norm_process_group"] = process_group
+        for group, saved in zip(loading.param_groups, prepared["param_groups"], strict=True):
             for number, p in zip(saved["params"], group["params"], strict=True):
                 for key, value in prepared["state"].get(number, {}).items():
                     if counts or key != "step":
@@ -281,21 +278,12 @@ def around_loading(
             handle.remove()
 
 
-def without_process_groups(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return a state dict whose groups name no process group, which no file could hold."""
-    groups = [
-        {**group, "norm_process_group": None} if group.get("norm_process_group") is not None else group
-        for group in state_dict["param_groups"]
-    ]
-    return {**state_dict, "param_groups": groups}
-
-
-def _refuse_local_clipping(options: Mapping[str, Any]) -> None:
+def _refuse_local_clipping(options: Mapping[str, Any], shared: SharedSums) -> None:
     """Refuse to clip by the norm of one process's share of the gradients without being told of the others.
 
     ZeroRedundancyOptimizer gives each process some of the parameters, and its optimizer cannot see that from them.
     """
-    if options["max_grad_norm"] is None or options["norm_process_group"] is not None:
+    if options["max_grad_norm"] is None or shared.process_group is not None:
         return
     if not dist.is_available() or not dist.is_initialized():
         return

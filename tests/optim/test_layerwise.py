@@ -1,0 +1,428 @@
+"""The general strategy: what it equals, which bases it takes and refuses, and what it leaves alone."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from peers import timm_lamb, timm_lion
+from torch import Tensor, nn
+from torch.optim import (
+    ASGD,
+    LBFGS,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Muon,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+    SparseAdam,
+)
+
+from largebatch.optim import LAMB, LARS, Layerwise, base_probe, layer_groups
+
+
+def parameters(dtype: torch.dtype = torch.float64, count: int = 3) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(5)
+    return [nn.Parameter(torch.randn(4, 3, generator=generator).to(dtype)) for _ in range(count)]
+
+
+def run(optimizer: Any, made: list[nn.Parameter], steps: int = 50, size: float = 1.0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(6)
+    for step in range(1, steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 * min(step / 10, (51 - step) / 41)
+        for p in made:
+            p.grad = (size * torch.randn(p.shape, generator=generator, dtype=torch.float64)).to(p.dtype)
+        optimizer.step()
+    return [p.detach().clone() for p in made]
+
+
+@pytest.mark.parametrize("masters", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64])
+@pytest.mark.parametrize("fused", [False, True])
+def test_over_adamw_it_is_lamb(dtype: torch.dtype, masters: bool, fused: bool) -> None:
+    if fused and dtype.is_complex:
+        dtype = torch.float32  # no fused kernel takes complex parameters
+    options: dict[str, Any] = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+    ours: dict[str, Any] = {"max_grad_norm": 2.0, "master_weights": masters}
+    one, two = parameters(dtype), parameters(dtype)
+    lamb = run(LAMB(one, **options, **ours), one)
+    general = run(Layerwise(AdamW(two, **options, fused=fused), **ours), two)
+    tolerance = {torch.float64: 1e-12, torch.complex64: 1e-5, torch.float32: 1e-5}.get(dtype, 2e-2)
+    for a, b in zip(lamb, general, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_over_sgd_it_is_algorithm_1_of_lars(nesterov: bool) -> None:
+    """Its momentum is 1 / (1 - mu) times as long, which the ratio takes out."""
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    one, two = parameters(), parameters()
+    lars = run(LARS(one, **options, nesterov=nesterov, max_grad_norm=2.0), one)
+    general = run(Layerwise(SGD(two, **options, nesterov=False), max_grad_norm=2.0), two)
+    for a, b in zip(lars, general, strict=True):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-12) is not nesterov
+    three = parameters()
+    # Nesterov's d + mu * m' with m' = m / (1 - mu) is 1 / (1 - mu) times mu * m + (1 - mu) * d as well.
+    ahead = run(Layerwise(SGD(three, **options, nesterov=True), max_grad_norm=2.0), three)
+    for a, b in zip(lars, ahead, strict=True):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-12) is nesterov
+
+
+def test_small_steps_of_the_base_are_not_lost_in_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base steps at a rate at which the difference is exact; at rate 1 a float32 one would not be."""
+    errors = {}
+    for rate in (base_probe.BASE_RATE, 1.0):
+        for module in ("base_step", "layerwise"):
+            monkeypatch.setattr(f"largebatch.optim.{module}.BASE_RATE", rate)
+        exact, made = parameters(), parameters(torch.float32)
+        options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+        expected = run(LARS(exact, **options), exact, size=1e-6)
+        found = run(Layerwise(SGD(made, **options)), made, size=1e-6)
+        errors[rate] = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    assert errors[base_probe.BASE_RATE] < 2e-6
+    assert errors[1.0] > 1e-3
+
+
+class Lion(Optimizer):
+    """A base from elsewhere: the sign of an average, with a decay of its own."""
+
+    def __init__(self, params: Any, lr: float = 1e-3) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    m = self.state[p].setdefault("m", torch.zeros_like(p))
+                    p.sub_(group["lr"] * (0.1 * p + (0.9 * m + 0.1 * p.grad).sign()))
+                    m.lerp_(p.grad, 0.01)
+
+
+BASES: dict[str, Any] = {
+    "SGD": lambda p: SGD(p, lr=0.1),
+    "SGD momentum": lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "SGD fused": lambda p: SGD(p, lr=0.1, momentum=0.9, fused=True),
+    "Adam L2": lambda p: Adam(p, lr=0.1, weight_decay=0.1),
+    "AdamW amsgrad": lambda p: AdamW(p, lr=0.1, amsgrad=True),
+    "Adagrad": lambda p: Adagrad(p, lr=0.1, lr_decay=0.1, initial_accumulator_value=0.5),
+    "RMSprop": lambda p: RMSprop(p, lr=0.1, momentum=0.5, centered=True),
+    "Adamax": lambda p: Adamax(p, lr=0.1),
+    "Adadelta": lambda p: Adadelta(p, lr=0.1),
+    "NAdam": lambda p: NAdam(p, lr=0.1),
+    "RAdam": lambda p: RAdam(p, lr=0.1),
+    "Muon": lambda p: Muon(p, lr=0.1),
+    "timm Lion": lambda p: timm_lion()(p, lr=0.1),
+    "own": lambda p: Lion(p, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", BASES)
+def test_any_base_moves_each_layer_by_lr_times_its_norm(name: str, dtype: torch.dtype) -> None:
+    made = parameters(dtype)
+    optimizer = Layerwise(BASES[name](made), master_weights=True)
+    direct = parameters(torch.float32)
+    twin = BASES[name](direct)
+    for group in twin.param_groups:
+        group["lr"] = 1.0
+    for step in range(3):
+        before = [optimizer.state.get(p, {}).get("master", p).detach().float().clone() for p in made]
+        for p in made:
+            p.grad = torch.full_like(p, 0.25) + p.detach() ** 2
+        optimizer.step()
+        for p, old in zip(made, before, strict=True):
+            now = optimizer.state[p].get("master", p).detach().float()
+            torch.testing.assert_close((now - old).norm() / old.norm(), torch.tensor(0.1), rtol=1e-4, atol=0)
+        if step == 0 and dtype == torch.float32:  # the direction is the base's own, as it would have gone at rate 1
+            for p, q in zip(made, direct, strict=True):
+                q.grad = p.grad
+            twin.step()
+            for p, q, old in zip(made, direct, before, strict=True):
+                cosine = torch.nn.functional.cosine_similarity((p - old).flatten(), (q - old).flatten(), dim=0)
+                assert float(cosine.detach()) > 1 - 1e-6
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_ratio_of_its_own_for_each_group() -> None:
+    made = parameters()
+    groups = [{"params": made[:1], "adapt": False}, {"params": made[1:2], "lr": 0.3}, {"params": made[2:]}]
+    optimizer = Layerwise(SGD(groups, lr=0.1), norm=1)
+    before = [p.detach().clone() for p in made]
+    for p in made:
+        p.grad = torch.full_like(p, 0.5)
+    optimizer.step()
+    torch.testing.assert_close(made[0].detach(), before[0] - 0.1 * 0.5)
+    for p, old, lr in zip(made[1:], before[1:], (0.3, 0.1), strict=True):
+        torch.testing.assert_close((p.detach() - old).abs().sum(), lr * old.abs().sum())
+    assert optimizer.param_groups[0]["norm"] == 1
+
+
+class KeepsTheRate(SGD):
+    """Takes the rate of its first step for ever."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    rate = self.state[p].setdefault("lr", group["lr"])
+                    p.sub_(rate * p.grad)
+
+
+class RateInTheMomentum(SGD):
+    """The momentum of LARS 2017."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    v = self.state[p].setdefault("v", torch.zeros_like(p))
+                    v.mul_(0.9).add_(group["lr"] * p.grad)
+                    p.sub_(v)
+
+
+class NeedsAClosure(SGD):
+    def step(self, closure: Any) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: LBFGS(p), "LBFGS needs a closure"),
+        (lambda p: NeedsAClosure(p, lr=0.1), "NeedsAClosure needs a closure"),
+        (lambda p: SparseAdam(p), "SparseAdam needs sparse gradients"),
+        (lambda p: ASGD(p), "ASGD is not proportional to its learning rate"),
+        (lambda p: Rprop(p), "Rprop is not proportional"),
+        (lambda p: Adafactor(p), "Adafactor is not proportional"),
+        (lambda p: KeepsTheRate(p, lr=0.1), "KeepsTheRate is not proportional"),
+        (lambda p: RateInTheMomentum(p, lr=0.1), "RateInTheMomentum is not proportional"),
+        (lambda p: LAMB(p), "base_optimizer is a LAMB, which is layerwise already"),
+        (lambda p: Layerwise(SGD(p)), "which is layerwise already"),
+        (lambda p: timm_lamb()(p), "Lamb has an option max_grad_norm of its own"),
+        (lambda p: p, "base_optimizer is of type list; it must be an object of a torch.optim.Optimizer class"),
+        (lambda p: SGD, "base_optimizer is the class SGD; it must be an object"),
+        (lambda p: AdamW(p, differentiable=True), "base optimizer has differentiable=True"),
+    ],
+)
+def test_what_gives_no_direction_is_refused(make: Any, message: str) -> None:
+    made = parameters(torch.float32)
+    before = [p.detach().clone() for p in made]
+    base = make(made)
+    with pytest.raises(ValueError, match=message):
+        Layerwise(base)
+    assert all(torch.equal(p, old) for p, old in zip(made, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["capturable", "differentiable"])
+def test_what_the_base_has_to_have_too_is_said(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=True: the base optimizer has to have it too"):
+        Layerwise(SGD(parameters()), **{name: True})
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_trial_leaves_the_base_alone(name: str) -> None:
+    made = parameters(torch.float32)
+    base = BASES[name](made)
+    if name == "own":
+        for p in made:
+            p.grad = torch.ones_like(p)
+        base.step()  # one that has gone on before
+    state = {
+        p: {key: torch.as_tensor(value).clone() for key, value in values.items()} for p, values in base.state.items()
+    }
+    grads, weights = [p.grad for p in made], [p.detach().clone() for p in made]
+    seen: list[Any] = []
+    base.register_step_post_hook(lambda *_: seen.append(1))
+    scheduler = torch.optim.lr_scheduler.StepLR(base, 1)
+    counter = torch.get_rng_state()
+    Layerwise(base)
+    assert torch.equal(torch.get_rng_state(), counter)
+    assert not seen
+    assert scheduler.last_epoch == 0
+    assert [p.grad for p in made] == grads
+    assert all(torch.equal(p, old) for p, old in zip(made, weights, strict=True))
+    assert state.keys() == base.state.keys()
+    assert all(
+        torch.equal(torch.as_tensor(base.state[p][key]), value) for p in state for key, value in state[p].items()
+    )
+    assert base.param_groups[0]["lr"] == 0.1
+
+
+class Upset(SGD):
+    """Its step needs something that a copy does not have."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+        self.mine = {id(p) for group in self.param_groups for p in group["params"]}
+
+    def step(self, closure: Any = None) -> Any:
+        assert all(id(p) in self.mine for group in self.param_groups for p in group["params"])
+        return super().step(closure)
+
+
+def test_a_base_that_only_the_trial_upsets_is_taken_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
+    made = parameters(torch.float32)
+    optimizer = Layerwise(Upset(made))
+    assert "could not try whether the step of Upset is proportional" in caplog.text
+    assert caplog.records[0].levelno == logging.WARNING
+    for p in made:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    with pytest.raises(AssertionError):
+        Layerwise(Upset(half := parameters(torch.bfloat16))).init_state()
+    assert half[0].grad is None
+
+
+class Elsewhere(SGD):
+    """Keeps its parameters where no stand-in can take their place."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+        self.kept = [p for group in self.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.kept:
+            if p.grad is not None:
+                p.sub_(self.param_groups[0]["lr"] * p.grad)
+
+
+def test_parameters_that_a_base_keeps_elsewhere_work_in_full_precision_only() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        made = parameters(dtype)
+        optimizer = Layerwise(Elsewhere(made))
+        before = made[0].detach().clone()
+        made[0].grad = torch.ones_like(made[0])
+        if dtype == torch.float32:
+            optimizer.step()
+            torch.testing.assert_close((made[0].detach() - before).norm(), 0.1 * before.norm())
+        else:
+            with pytest.raises(RuntimeError, match="Elsewhere moved half-precision parameters that it keeps elsewhere"):
+                optimizer.step()
+
+
+class Fails(SGD):
+    def step(self, closure: Any = None) -> Any:
+        super().step()
+        if getattr(self, "armed", False):
+            raise OSError("in the middle")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_has_changed_when_the_base_raises(dtype: torch.dtype) -> None:
+    made = parameters(dtype)
+    base = Fails(made, lr=0.1, momentum=0.9)
+    optimizer = Layerwise(base, max_grad_norm=0.1, master_weights=True)
+    for p in made:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before, grads = [p.detach().clone() for p in made], [p.grad for p in made]
+    base.armed = True  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(OSError, match="in the middle"):
+        optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(made, before, strict=True))
+    assert all(p.grad is g for p, g in zip(made, grads, strict=True))
+    assert base.param_groups[0]["params"] == made
+    assert base.param_groups[0]["lr"] == 0.1
+    assert set(base.state) == set(made)
+    base.armed = False  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
+
+
+def test_groups_and_state_are_the_bases_own() -> None:
+    made = parameters()
+    base = AdamW(made, lr=0.1)
+    optimizer = Layerwise(base, adapt=False)
+    assert optimizer.param_groups is base.param_groups
+    assert optimizer.state is base.state
+    schedule = torch.optim.lr_scheduler.LambdaLR(base, lambda step: 0.5**step)
+    for p in made:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    optimizer.param_groups = [dict(base.param_groups[0])]
+    optimizer.state = {}
+    assert base.param_groups is optimizer.param_groups
+    assert base.state == {}
+    assert "Layerwise over AdamW" in repr(optimizer)
+
+
+def test_the_bases_hooks_see_their_rate_and_its_step() -> None:
+    made = parameters()
+    base = SGD(made, lr=0.1)
+    seen: list[float] = []
+    base.register_step_pre_hook(lambda which, *_: seen.append(which.param_groups[0]["lr"]))
+    optimizer = Layerwise(base)
+    made[0].grad = torch.ones_like(made[0])
+    optimizer.step()
+    assert seen == [base_probe.BASE_RATE]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_dict_of_the_base_alone_loads(dtype: torch.dtype) -> None:
+    made = parameters(dtype)
+    base = AdamW(made, lr=0.3, weight_decay=0.2)
+    for p in made:
+        p.grad = torch.full_like(p, 0.3)
+    base.step()
+    twins = parameters(dtype)
+    optimizer = Layerwise(AdamW(twins), norm=1, max_grad_norm=2.0)
+    optimizer.load_state_dict(base.state_dict())
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["norm"], group["max_grad_norm"]) == (0.3, 0.2, 1, 2.0)
+    assert optimizer.state[twins[0]]["exp_avg"].dtype == torch.float32
+    for p in twins:
+        p.grad = torch.full_like(p, 0.3)
+    optimizer.step()
+    assert float(optimizer.state[twins[0]]["step"]) == 2
+    with pytest.raises(ValueError, match="doesn't match the size"):
+        optimizer.load_state_dict(AdamW(parameters(count=2)).state_dict())
+
+
+def test_a_half_precision_state_from_before_is_taken_over_in_float32() -> None:
+    made = parameters(torch.bfloat16)
+    base = AdamW(made, lr=0.1)
+    for p in made:
+        p.grad = torch.full_like(p, 0.3)
+    base.step()
+    assert base.state[made[0]]["exp_avg"].dtype == torch.bfloat16
+    optimizer = Layerwise(base)
+    optimizer.step()
+    assert base.state[made[0]]["exp_avg"].dtype == torch.float32
+
+
+def test_init_state_refuses_a_base_that_would_remember_it() -> None:
+    for base in (NAdam(parameters()), SGD(parameters(), momentum=0.9, dampening=0.5)):
+        optimizer = Layerwise(base)
+        with pytest.raises(NotImplementedError, match=f"state of {type(base).__name__} cannot be created"):
+            optimizer.init_state()
+        assert not any(base.state.values())
+    done = Layerwise(NAdam(made := parameters()))
+    for p in made:
+        p.grad = torch.ones_like(p)
+    done.step()
+    done.init_state()
+
+
+def test_layer_groups_work_through_the_base() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    optimizer = Layerwise(AdamW(layer_groups(model, 0.1), lr=0.01))
+    model(torch.ones(2, 3)).pow(2).sum().backward()
+    optimizer.step()
+    ratios = optimizer.trust_ratios()
+    assert float(ratios["0.bias"]) == float(ratios["1.weight"]) == 1
+    assert float(ratios["0.weight"]) != 1
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
