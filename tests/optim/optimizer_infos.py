@@ -51,20 +51,24 @@ def _inputs(*cases: tuple[str, dict[str, Any]]) -> Any:
     )
 
     def make(device: Any, dtype: Any = None) -> list[OptimizerInput]:
-        return [OptimizerInput(params=None, kwargs=dict(kwargs), desc=desc) for desc, kwargs in (*common, *cases)]
+        return [_input(kwargs, desc) for desc, kwargs in (*common, *cases)]
 
     return make
 
 
-def _error(kwargs: dict[str, Any], regex: str, error: type[Exception] = ValueError) -> ErrorOptimizerInput:
-    return ErrorOptimizerInput(
-        OptimizerInput(params=None, kwargs=kwargs, desc=regex), error_type=error, error_regex=regex
-    )
+def _error(kwargs: dict[str, Any], regex: str, error: Any = ValueError) -> ErrorOptimizerInput:
+    return ErrorOptimizerInput(_input(kwargs, regex), error_type=error, error_regex=regex)
+
+
+def _input(kwargs: dict[str, Any], desc: str) -> OptimizerInput:
+    parameters: Any = None  # the tests' own
+    return OptimizerInput(params=parameters, kwargs=dict(kwargs), desc=desc)
 
 
 def _errors(*own: ErrorOptimizerInput, groups_are_the_bases: bool = False) -> Any:
     def make(device: Any, dtype: Any) -> list[ErrorOptimizerInput]:
         of_all = get_error_inputs_for_all_optims(device, dtype)
+        case: Any
         for case in of_all:
             # torch warns of a parameter that a group has twice and means to raise; we raise.
             if case.error_type is UserWarning and not groups_are_the_bases:

@@ -131,7 +131,7 @@ def skipped(rank: int) -> dict[str, Any]:
             before = [p.detach().clone() for p in made]
             set_gradients(made, 0)
             if infinite_rank == rank:
-                made[0].grad.view(-1)[0] = torch.inf
+                made[0].grad = torch.full_like(made[0], torch.inf)
             optimizer.grad_scale = torch.tensor(1.0)
             optimizer.found_inf = torch.tensor(float(infinite_rank == rank))
             optimizer.step()

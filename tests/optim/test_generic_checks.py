@@ -103,21 +103,21 @@ def test_steps_go_in_the_right_direction(info: OptimizerInfo, kwargs: dict[str, 
         optimizer = built(info, parameters, kwargs)
         steppers = [make(optimizer) for make in schedulers]
 
-        def loss(parameters: list[nn.Parameter] = parameters, x: Tensor = x, optimizer: Any = optimizer) -> Tensor:
+        def closure(parameters: list[nn.Parameter] = parameters, x: Tensor = x, optimizer: Any = optimizer) -> Tensor:
             optimizer.zero_grad()
             value = (parameters[0].mv(x) + parameters[1]).pow(2).sum()
             value.backward()
             return value
 
-        first = float(loss().detach())
+        first = float(closure().detach())
         for _ in range(20):
-            loss_now = optimizer.step(loss)
+            loss_now = optimizer.step(closure)
             for stepper in steppers:
                 if isinstance(stepper, ReduceLROnPlateau):
                     stepper.step(loss_now.detach())
                 else:
                     stepper.step()
-        assert (float(loss().detach()) > first) is bool(kwargs.get("maximize"))
+        assert (float(closure().detach()) > first) is bool(kwargs.get("maximize"))
 
 
 @every_input_and_flag

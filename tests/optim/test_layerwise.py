@@ -193,7 +193,7 @@ class RateInTheMomentum(SGD):
 
 
 class NeedsAClosure(SGD):
-    def step(self, closure: Any) -> Any:
+    def step(self, closure: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().step(closure)
 
 
@@ -228,7 +228,7 @@ def test_what_gives_no_direction_is_refused(make: Any, message: str) -> None:
 @pytest.mark.parametrize("name", ["capturable", "differentiable"])
 def test_what_the_base_has_to_have_too_is_said(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}=True: the base optimizer has to have it too"):
-        Layerwise(SGD(parameters()), **{name: True})
+        Layerwise(SGD(parameters()), capturable=name == "capturable", differentiable=name == "differentiable")
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -280,8 +280,9 @@ def test_a_base_that_only_the_trial_upsets_is_taken_and_said_so(caplog: pytest.L
     for p in made:
         p.grad = torch.ones_like(p)
     optimizer.step()
+    half = parameters(torch.bfloat16)
     with pytest.raises(AssertionError):
-        Layerwise(Upset(half := parameters(torch.bfloat16))).init_state()
+        Layerwise(Upset(half)).init_state()
     assert half[0].grad is None
 
 

@@ -179,7 +179,7 @@ def test_layerwise_refuses_to_skip_over_a_base_that_cannot() -> None:
     x = nn.Parameter(torch.ones(2))
     x.grad = torch.ones(2)
     optimizer = Layerwise(torch.optim.AdamW([x]))
-    optimizer.found_inf = torch.zeros(())  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.found_inf = torch.zeros(())
     with pytest.raises(RuntimeError, match="found_inf is set, but the step of AdamW cannot be skipped"):
         optimizer.step()
 
@@ -191,6 +191,6 @@ def test_lars_by_the_rule_of_2017_keeps_its_momentum_over_a_skipped_step() -> No
     x.grad = torch.ones(3)
     optimizer.step()
     held = x.detach().clone()
-    optimizer.found_inf = torch.ones(())  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.found_inf = torch.ones(())
     optimizer.step()
     assert torch.equal(x, held)

@@ -57,6 +57,7 @@ def test_an_adapted_layer_moves_by_exactly_lr_times_its_norm(make: Any, backend:
 def test_lans_moves_by_its_two_shares_of_lr(backend: bool) -> None:
     """At most by lr times the norm; by exactly that where both directions are one, at the first step with beta1 0."""
     start, grads = random(5, 4)
+    before = after = start
     for number in range(1, 5):
         before = steps(start, grads[: number - 1], LANS, lr=0.03, foreach=backend)
         after = steps(start, grads[:number], LANS, lr=0.03, foreach=backend)
@@ -161,7 +162,7 @@ def test_without_the_ratio_it_is_adamw(name: str, backend: bool) -> None:
 @every_maker
 def test_maximising_is_minimising_the_negative(make: Any, backend: bool) -> None:
     start, grads = random(5, 4)
-    clip = {} if make is LANS else {"max_grad_norm": 1.0}
+    clip: dict[str, Any] = {} if make is LANS else {"max_grad_norm": 1.0}
     down = steps(start, [-g for g in grads], make, **clip, foreach=backend)
     assert torch.equal(steps(start, grads, make, maximize=True, **clip, foreach=backend), down)
     assert not torch.equal(steps(start, grads, make, **clip, foreach=backend), down)
@@ -194,7 +195,7 @@ def test_gradients_are_left_as_they_are(case: Any, backend: bool, dtype: torch.d
     made = zoo.parameters(zoo.weights(), dtype)
     zoo.set_gradients(made, zoo.gradients(30))
     held = [(p.grad, p.grad.clone(), p.grad._version) for p in made if p.grad is not None]
-    clip = {} if case.build is LANS else {"max_grad_norm": 1e-3}
+    clip: dict[str, Any] = {} if case.build is LANS else {"max_grad_norm": 1e-3}
     groups = [{**group, "maximize": True} for group in case.option_sets["everything"]]
     optimizer = case.build(zoo.groups_over(made, groups), foreach=backend, **clip)
     optimizer.grad_norm()
@@ -353,7 +354,7 @@ def test_nothing_is_read_back_from_the_device(case: Any, dtype: torch.dtype, bac
 def test_the_default_device_is_not_taken_for_that_of_the_parameters() -> None:
     start, grads = random(3, 4)
     for make in MAKERS.values():
-        clip = {} if make is LANS else {"max_grad_norm": 1.0}
+        clip: dict[str, Any] = {} if make is LANS else {"max_grad_norm": 1.0}
         expected = steps(start, grads, make, **clip)
         x = nn.Parameter(start.clone())
         with torch.device("meta"):
@@ -427,7 +428,7 @@ def test_complex_parameters_equal_their_real_view(make: Any, backend: bool) -> N
     torch.manual_seed(2)
     start = torch.randn(4, 3, dtype=torch.complex128)
     x, twin = nn.Parameter(start.clone()), nn.Parameter(torch.view_as_real(start).clone())
-    clip = {} if make is LANS else {"max_grad_norm": 1.0}
+    clip: dict[str, Any] = {} if make is LANS else {"max_grad_norm": 1.0}
     ours, real = (make([p], lr=0.1, foreach=backend, **clip) for p in (x, twin))
     for _ in range(10):
         g = torch.randn(4, 3, dtype=torch.complex128)

@@ -103,6 +103,7 @@ def test_moments_have_the_dtype_of_the_contract_also_after_loading(
 @every_maker
 def test_masters_carry_the_steps_that_half_precision_would_lose(make: Callable[..., Any]) -> None:
     ends = {}
+    master = torch.empty(0)
     for masters in (False, True):
         x = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
         optimizer = make([x], lr=1e-3, weight_decay=0.0, master_weights=masters)
@@ -227,6 +228,7 @@ def test_a_copy_goes_on_alike_and_shares_nothing(case: Case, duplicate: Any) -> 
 def test_init_state_makes_what_a_step_would_and_keeps_what_there_is(make: Callable[..., Any]) -> None:
     start = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     ends = []
+    made_ahead: set[str] = set()
     for ahead in (False, True):
         x, frozen = nn.Parameter(start.clone().t()), nn.Parameter(torch.ones(2), requires_grad=False)
         half = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))

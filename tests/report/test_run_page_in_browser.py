@@ -1,7 +1,5 @@
 """The report in a real browser, from a file: figures drawn, nothing fetched, no complaint, phone and dark."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,30 +7,19 @@ from typing import Any
 
 import pytest
 from made_run import LAYERS, make_lines, make_record, write_run
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from chromium import launched
 from largebatch.report.run_page import write_report
 
 CURVES = ("held-out-loss", "held-out-accuracy", "loss", "learning-rate", "loss-terms", "gradient-norm", "throughput")
 HOSTILE = "</script><script>window.hostile = 1</script><img src=x onerror='window.hostile = 2'>"
 
 
-def find_chromium() -> str | None:
-    given = os.environ.get("CHROMIUM")
-    return given or next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-    )
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = find_chromium()
-    if path is None:
-        pytest.skip("no Chromium at hand")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+    with launched() as opened:
         yield opened
-        opened.close()
 
 
 @dataclass

@@ -46,6 +46,9 @@ class TrustRatioOptimizer(StatefulOptimizer):
     """Whether the kernels get gradients of unit norm, layer by layer."""
     _phases: ClassVar[dict[str, Phases]]
     """Kernels by backend: "plain", "foreach"."""
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+    """There while a GradScaler has set them for a step."""
 
     @abstractmethod
     def _rule(self, options: Mapping[str, Any]) -> Rule:

@@ -1,8 +1,12 @@
 """The variants of LAMB that were published or shipped, by name.
 
-    optimizer = variants["nvlamb"].build(layer_groups(model), lr=6e-3)
-
 Each is `LAMB` with some options. What a maker does beside the rule (a default rate, a schedule) is not part of it.
+
+    >>> import torch
+    >>> from largebatch.optim import variants
+    >>> optimizer = variants["lambc"].build(torch.nn.Linear(2, 2).parameters(), lr=6e-3)
+    >>> optimizer.param_groups[0]["ratio_bounds"]
+    (0.0, 1.0)
 """
 
 from collections.abc import Iterable, Mapping
