@@ -4,6 +4,7 @@ import copy
 import io
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -91,6 +92,13 @@ def test_errors(info: OptimizerInfo) -> None:
                 optimizer.step()
 
 
+def _line_loss(optimizer: Any, parameters: list[nn.Parameter], x: Tensor) -> Tensor:
+    optimizer.zero_grad()
+    value = (parameters[0].mv(x) + parameters[1]).pow(2).sum()
+    value.backward()
+    return value
+
+
 @every_input
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_steps_go_in_the_right_direction(info: OptimizerInfo, kwargs: dict[str, Any], contiguous: bool) -> None:
@@ -103,12 +111,7 @@ def test_steps_go_in_the_right_direction(info: OptimizerInfo, kwargs: dict[str, 
         optimizer = built(info, parameters, kwargs)
         steppers = [make(optimizer) for make in schedulers]
 
-        def closure(parameters: list[nn.Parameter] = parameters, x: Tensor = x, optimizer: Any = optimizer) -> Tensor:
-            optimizer.zero_grad()
-            value = (parameters[0].mv(x) + parameters[1]).pow(2).sum()
-            value.backward()
-            return value
-
+        closure = partial(_line_loss, optimizer, parameters, x)
         first = float(closure().detach())
         for _ in range(20):
             loss_now = optimizer.step(closure)
