@@ -28,6 +28,12 @@ def test_the_names_are_those_that_are_documented() -> None:
         assert variant.name == name
         assert variant.what.endswith(".")
         assert variant.source
+    assert "lambc" in variants
+    assert "lamb-c" not in variants
+    assert len(variants) == len(OPTIONS)
+    for unknown in ("lamb-c", 3, ["lambc"]):
+        with pytest.raises((KeyError, ValueError), match=r"there is no variant .*; there are 'paper-v5', 'paper-v3'"):
+            variants[unknown]  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError):
         variants["new"] = variants["lambc"]  # pyright: ignore[reportIndexIssue]
     with pytest.raises(AttributeError):

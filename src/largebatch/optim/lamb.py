@@ -144,7 +144,8 @@ class LAMB(TrustRatioOptimizer):
         stacked: (dim, count) for parameters that hold `count` equal layers along `dim`, such as a fused QKV
             projection: each block has a ratio of its own.
         master_weights: keep a float32 copy of half-precision parameters in the state ("master") and step that;
-            the parameter is its rounded image. Other dtypes have no use for one.
+            the parameter is its rounded image, and what else is written into it is lost at the next step. Other
+            dtypes have no use for one.
         norm_process_group: the process group that shares the parameters out, each whole on one of its processes, as
             `ZeroRedundancyOptimizer` does: the norm for clipping is then taken over all of them. One for the whole
             optimizer.

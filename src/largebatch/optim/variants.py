@@ -9,7 +9,7 @@ Each is `LAMB` with some options. What a maker does beside the rule (a default r
     (0.0, 1.0)
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -105,5 +105,34 @@ _VARIANTS = (
     ),
 )
 
-variants: Mapping[str, Variant] = MappingProxyType({variant.name: variant for variant in _VARIANTS})
+
+class UnknownVariantError(KeyError, ValueError):
+    """A name that no variant has; it says which there are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class _Variants(Mapping[str, Variant]):
+    def __init__(self, known: Iterable[Variant]) -> None:
+        self._known = {variant.name: variant for variant in known}
+
+    def __getitem__(self, name: str) -> Variant:
+        try:
+            return self._known[name]
+        except (KeyError, TypeError):
+            names = ", ".join(map(repr, self._known))
+            raise UnknownVariantError(f"there is no variant {name!r} of LAMB; there are {names}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __repr__(self) -> str:
+        return f"variants: {', '.join(self._known)}"
+
+
+variants: Mapping[str, Variant] = _Variants(_VARIANTS)
 """The named variants of LAMB; "paper-v5" is what `LAMB` does without further options."""
