@@ -261,9 +261,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
     def _device(self) -> torch.device:
         """Return the device of the first parameter; where this process has none, the one that collectives use."""
         first = next((p for group in self.param_groups for p in group["params"]), None)
-        if first is not None:
-            return first.device
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return self._shared.device() if first is None else first.device
 
     def trust_ratios(self) -> dict[str, Tensor]:
         """Return the ratios of the last step by parameter name, on the parameter's device; no synchronisation.

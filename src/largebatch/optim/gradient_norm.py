@@ -53,6 +53,12 @@ class SharedSums:
         dist.all_reduce(both, group=self.process_group)
         return both[0], None if found_inf is None else both[1]
 
+    def device(self) -> torch.device:
+        """Return where the sums of a process without parameters are made: where the others' can meet them."""
+        if self.process_group is None or dist.get_backend(self.process_group) == "gloo":
+            return torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
     def take_from(self, group: dict[str, Any]) -> None:
         """Let a parameter group name no process group, so that it can be saved; it may name the optimizer's.
 
