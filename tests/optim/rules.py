@@ -30,15 +30,15 @@ def _alone(**options: Any) -> Groups:
     return ({**zoo.PLAIN_GROUP, **options},)
 
 
-def _for_everyone(**options: Any) -> dict[str, Groups]:
-    """Option sets of the common options, with those that make the rule's own numbers tame."""
+def _for_everyone() -> dict[str, Groups]:
+    """Return option sets of the common options."""
     return {
-        "defaults": _alone(**options),
-        "not adapted": _alone(**options, adapt=False),
-        "norm 1": _alone(**options, norm=1),
-        "norm inf": _alone(**options, norm="inf"),
-        "bounded": _alone(**options, phi_bounds=(0.5, 3.0), ratio_bounds=(0.1, 2.0)),
-        "clipped, maximised": _alone(**options, max_grad_norm=0.7, maximize=True),
+        "defaults": _alone(),
+        "not adapted": _alone(adapt=False),
+        "norm 1": _alone(norm=1),
+        "norm inf": _alone(norm="inf"),
+        "bounded": _alone(phi_bounds=(0.5, 3.0), ratio_bounds=(0.1, 2.0)),
+        "clipped, maximised": _alone(max_grad_norm=0.7, maximize=True),
     }
 
 

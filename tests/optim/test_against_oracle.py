@@ -92,8 +92,6 @@ def test_foreach_in_any_pieces_equals_the_oracle(
 ) -> None:
     monkeypatch.setattr(pieces, "CPU_PIECE_ELEMENTS", piece)
     monkeypatch.setattr(pieces, "CPU_KEPT_ELEMENTS", kept)
-    monkeypatch.setattr(pieces, "CPU_EXACT_ELEMENTS", 5)
-    monkeypatch.setattr(pieces, "CPU_ROW_ELEMENTS", 2)
     case = CASES[rule]
     follow(case, case.judge, case.option_sets["everything"], foreach=True)
 

@@ -118,7 +118,9 @@ def test_what_we_could_not_go_on_with_is_refused_and_nothing_changes() -> None:
     other_shape = LAMB([other := nn.Parameter(torch.ones(4))])
     other.grad = torch.ones(4)
     for ours, optimizer, message in (
-        (lamb, torch.optim.AdamW(x, amsgrad=True), "amsgrad=True"),
+        (lamb, torch.optim.AdamW(x, amsgrad=True), "of Adam has amsgrad=True; here it has to be False"),
+        (lamb, torch.optim.Adam(x, weight_decay=0.5), "of Adam has weight_decay=0.5 in the gradient"),
+        (lamb, torch.optim.NAdam(x), "of Adam has momentum_decay=0.004; here it has to be None"),
         (lamb, sgd, "has momentum_buffer but not step, exp_avg, exp_avg_sq"),
         (lamb, other_shape, r"exp_avg of parameter 0 has shape \(4,\), the parameter \(3,\)"),
         (lamb, torch.optim.AdamW(x, eps=0.0), "eps is 0.0"),

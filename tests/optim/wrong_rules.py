@@ -338,6 +338,8 @@ class GeneralZeroLayersNeverMove(General):
 
 
 class GeneralMaximizedTwice(General):
+    """By the base and around it, so that it minimises."""
+
     def seen_gradient(self, g: Array, x: Array, scale: float, group: Options) -> Array:
         return scale * g
 

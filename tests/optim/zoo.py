@@ -117,8 +117,3 @@ def run(made: Sequence[nn.Parameter], optimizer: Optimizer, steps: int = STEPS) 
         set_gradients(made, gradients(step))
         optimizer.step()
         yield step
-
-
-def ordered(made: Sequence[nn.Parameter], optimizer: Optimizer, key: str) -> list[Tensor | None]:
-    """Return one state tensor of each parameter, None where there is none."""
-    return [optimizer.state[p].get(key) if p in optimizer.state else None for p in made]

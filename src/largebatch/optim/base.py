@@ -16,9 +16,18 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _use_grad_for_differentiable
 
-from largebatch.optim.gathering import Member, alike, block_count, layers_of, portions, real_blocks, refuse_sparse
+from largebatch.optim.gathering import (
+    Member,
+    alike,
+    block_count,
+    layers_of,
+    parameter_names,
+    portions,
+    real_blocks,
+    refuse_sparse,
+)
 from largebatch.optim.gradient_norm import on
-from largebatch.optim.kernels import pieces
+from largebatch.optim.kernels import pieces, plain
 from largebatch.optim.kernels.contract import Layers, Phases, Rule
 from largebatch.optim.state_contract import RatiosTaken, StatefulOptimizer
 from largebatch.optim.trust_ratio import RatioTerms, normalising_scales, norms_from_sums, trust_ratios
@@ -57,8 +66,13 @@ class TrustRatioOptimizer(StatefulOptimizer):
     def _ratio_terms(self, options: Mapping[str, Any]) -> RatioTerms:
         return RatioTerms()
 
-    def _find_directions(self, calls: list[Call]) -> None:
-        """For a rule whose direction comes from elsewhere, before the first phase of its kernels."""
+    def _find_directions(self, calls: list[Call], found_inf: Tensor | None) -> None:
+        """For a rule whose direction comes from elsewhere, before the first phase of its kernels.
+
+        Args:
+            calls: the layers that take part, their gradients' scales known.
+            found_inf: of a GradScaler, as all processes see it.
+        """
 
     # ---- the step -------------------------------------------------------------------------------------------
 
@@ -88,9 +102,9 @@ class TrustRatioOptimizer(StatefulOptimizer):
         if not torch.compiler.is_compiling():
             self._check_all()
         calls = self._gather()
-        self._scale_gradients(calls)
+        found_inf = self._scale_gradients(calls)
         self._count_step(calls)
-        self._find_directions(calls)
+        self._find_directions(calls, found_inf)
         self._last.ratios = [self._move(call) for call in calls if call.layers.x]
         return loss
 
@@ -136,8 +150,8 @@ class TrustRatioOptimizer(StatefulOptimizer):
                     calls.append(Call(options, device, phases, layers, portion))
         return calls
 
-    def _scale_gradients(self, calls: list[Call]) -> None:
-        """Phase 0: say what gradients are multiplied by, and whether the step is taken."""
+    def _scale_gradients(self, calls: list[Call]) -> Tensor | None:
+        """Phase 0: say what gradients are multiplied by, and whether the step is taken; return `found_inf` of all."""
         found_inf = getattr(self, "found_inf", None)
         clips = any(group["max_grad_norm"] is not None for group in self.param_groups)
         norm = None
@@ -154,6 +168,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
                 # What is not finite in the gradients is in their norm too.
                 scale = None if scale is None else torch.where(keep, scale, 1.0)
             call.layers.g_scale = scale
+        return found_inf
 
     def _gradient_scale(self, call: Call, norm: Tensor | None, grad_scale: Tensor | None) -> Tensor | None:
         """Return what the gradients of a call are multiplied by: unscaled, and clipped or normalised."""
@@ -245,15 +260,20 @@ class TrustRatioOptimizer(StatefulOptimizer):
 
         It is the norm over every parameter that has a gradient, unclipped, 0 if none has; divided by `grad_scale`
         while a GradScaler has set that. With a `norm_process_group`, all of its processes have to ask.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
         """
         gradients: dict[Any, list[Tensor]] = {}
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None and p.grad.numel():
                     refuse_sparse(p.grad)
-                    some = gradients.setdefault((p.grad.device, p.grad.dtype), [])
+                    # A subclass of Tensor may lack the multi-tensor operations.
+                    squares = pieces.squares if type(p.grad) is Tensor else plain.squares
+                    some = gradients.setdefault((squares, p.grad.device, p.grad.dtype), [])
                     some.extend(real_blocks(p.grad.resolve_conj()))
-        sums = [pieces.squares(some) for some in gradients.values()]
+        sums = [squares(some) for (squares, _, _), some in gradients.items()]
         norm = self._shared.complete(sums, None, self._device())[0].sqrt()
         grad_scale = getattr(self, "grad_scale", None)
         return norm if grad_scale is None else norm / on(norm.device, grad_scale)
@@ -275,15 +295,11 @@ class TrustRatioOptimizer(StatefulOptimizer):
             taken.update({number: some.T for number, some in zip(numbers, ratios.split(blocks), strict=True)})
         found: dict[str, Tensor] = {}
         numbered = ((group, p) for group in self.param_groups for p in group["params"])
-        for n, (name, (group, p)) in enumerate(zip(self._names(), numbered, strict=True)):
+        names = parameter_names(self.param_groups)
+        for n, (name, (group, p)) in enumerate(zip(names, numbered, strict=True)):
             if n in taken and taken[n].numel():
                 found[name] = taken[n]
             else:
                 shape = (self._directions, group["stacked"][1] if group["stacked"] else 1)
                 found[name] = torch.full(shape, math.nan, dtype=torch.float64, device=p.device)
         return found
-
-    def _names(self) -> list[str]:
-        names = [name for group in self.param_groups for name in group.get("param_names", ())]
-        count = sum(len(group["params"]) for group in self.param_groups)
-        return names if len(set(names)) == count else [str(n) for n in range(count)]

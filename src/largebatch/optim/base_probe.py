@@ -3,7 +3,7 @@
 The strategy takes the base's step at one rate for a direction, ``x <- x - rate * u``, and gives it another length. So
 the step has to be proportional to the rate: not so where the rate is kept in the state (ASGD, Rprop, schedule-free
 optimizers), inside the momentum (the LARS of 2017), or capped by something else (Adafactor). A twin of the base
-takes two steps on copies of one small parameter of each group, at other rates; the base itself is not touched.
+takes two steps on copies of one small parameter of each group, at two rates; the base itself is not touched.
 """
 
 import copy
@@ -33,13 +33,15 @@ def check_base(base: Any) -> None:
     """Refuse what cannot be a base.
 
     Raises:
-        ValueError: no optimizer, one whose step needs a closure or sparse gradients, or one whose step is not
-            proportional to its learning rate.
+        ValueError: no optimizer, a wrapper of one, one that has a `Layerwise` already, one whose step needs a closure
+            or sparse gradients, or one whose step is not proportional to its learning rate.
     """
     if not isinstance(base, Optimizer):
         given = f"the class {base.__name__}" if isinstance(base, type) else f"of type {type(base).__name__}"
         raise ValueError(f"base_optimizer is {given}; it must be an object of a torch.optim.Optimizer class")
     name = type(base).__name__
+    if any(isinstance(getattr(type(base), part, None), property) for part in ("param_groups", "state")):
+        raise ValueError(f"{name} is a wrapper of an optimizer; base_optimizer must be the optimizer inside")
     parameters = list(inspect.signature(type(base).step).parameters.values())[1:]
     if isinstance(base, LBFGS) or any(p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD for p in parameters):
         raise ValueError(f"the step of {name} needs a closure; a base optimizer has to step without one")
@@ -62,11 +64,13 @@ def state_can_be_made_ahead(base: Optimizer) -> bool:
     """Return whether a step of zeros at zero, its count then taken back, leaves the base as it was when new."""
     ends = []
     for ahead in (False, True):
-        twin, tensors = _twin(base)
+        twin, tensors = _twin(base, with_state=False)
+        if any(a.is_meta for a in tensors):
+            return True  # tensors without data: nothing to compare
         if ahead:
             make_state(twin, tensors)
-        for number in (1, 2):
-            _give_gradients(tensors, number)
+        for factor in (1.0, -0.7):
+            _give_gradients(tensors, factor)
             _step(twin, BASE_RATE)
         ends.append([a.detach().clone() for a in tensors])
     return all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
@@ -91,30 +95,43 @@ def make_state(base: Optimizer, parameters: Iterable[Tensor]) -> None:
 
 
 def _proportional(base: Optimizer) -> bool:
-    steps = []
-    for last_rate in (BASE_RATE, BASE_RATE / 2):
-        twin, tensors = _twin(base)
-        if any(a.is_meta for a in tensors):
-            return True  # tensors without data: nothing to try with
-        _give_gradients(tensors, 1)
-        _step(twin, BASE_RATE)
-        before = [a.detach().clone() for a in tensors]
-        _give_gradients(tensors, 2)
-        _step(twin, last_rate)
-        steps.append([(a - b) / last_rate for a, b in zip(before, tensors, strict=True)])
-    return all(bool((one - half).abs().max() <= _TOLERANCE * one.abs().max()) for one, half in zip(*steps, strict=True))
+    """Return whether the steps at a rate are twice those at half of it, for one gradient and between two.
+
+    Between two gradients, because a decay of the weights, which is proportional, may be so much longer than the rest
+    of a step that it hides what the rest does.
+    """
+    whole = [_second_step(base, BASE_RATE, factor) for factor in (1.0, -0.7)]
+    half = [_second_step(base, BASE_RATE / 2, factor) for factor in (1.0, -0.7)]
+    return all(
+        _alike(one, 2 * other) and _alike(one - two, 2 * (other - another))
+        for one, two, other, another in zip(*whole, *half, strict=True)
+    )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.is_meta or bool((a - b).abs().max() <= _TOLERANCE * a.abs().max())
+
+
+def _second_step(base: Optimizer, rate: float, factor: float) -> list[Tensor]:
+    """Return the step at a rate and with a gradient, from the same weights after a first step has made the state."""
+    twin, tensors = _twin(base, with_state=True)
+    starts = [a.detach().clone() for a in tensors]
+    _give_gradients(tensors, 0.5)
+    _step(twin, BASE_RATE)
+    for a, start in zip(tensors, starts, strict=True):
+        a.copy_(start)
+    _give_gradients(tensors, factor)
+    _step(twin, rate)
+    return [start - a for start, a in zip(starts, tensors, strict=True)]
 
 
 @torch.no_grad()
-def _twin(base: Optimizer) -> tuple[Optimizer, list[Tensor]]:
+def _twin(base: Optimizer, *, with_state: bool) -> tuple[Optimizer, list[Tensor]]:
     """Return an optimizer like the base, over a copy of the smallest parameter of each group, and these copies."""
-    twin = object.__new__(type(base))
-    twin.__dict__.update(base.__dict__)
-    twin.__dict__.pop("step", None)  # schedulers wrap the step of the object
-    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-        twin.__dict__[name] = OrderedDict()
-    twin.state = defaultdict(dict)
-    twin.param_groups = []
+    # What else the base has is copied, for its steps may change it; its parameters themselves are not.
+    shared = {id(p): p for group in base.param_groups for p in group["params"]}
+    groups: list[dict[str, Any]] = []
+    state: defaultdict[Tensor, Any] = defaultdict(dict)
     tensors: list[Tensor] = []
     for group in base.param_groups:
         candidates = [p for p in group["params"] if p.numel()]
@@ -124,10 +141,18 @@ def _twin(base: Optimizer) -> tuple[Optimizer, list[Tensor]]:
         own = p.detach().to(STATE_DTYPE.get(p.dtype, p.dtype), copy=True)
         # Weights that are all alike would hide what a rule makes of them.
         own += torch.linspace(0.1, 1, own.numel(), device=own.device).view(own.shape).to(own.dtype)
-        if base.state.get(p):
-            twin.state[own] = widened(copy.deepcopy(dict(base.state[p])))
-        twin.param_groups.append({**group, "params": [own]})
+        if with_state and base.state.get(p):
+            state[own] = widened(copy.deepcopy(dict(base.state[p]), dict(shared)))
+        options = {key: copy.deepcopy(value, dict(shared)) for key, value in group.items() if key != "params"}
+        groups.append({**options, "params": [own]})
         tensors.append(own)
+    twin = object.__new__(type(base))
+    for name, value in base.__dict__.items():
+        if name.startswith("_optimizer_") and name.endswith("_hooks"):
+            twin.__dict__[name] = OrderedDict()
+        elif name not in ("param_groups", "state", "step"):  # schedulers wrap the step of the object
+            twin.__dict__[name] = copy.deepcopy(value, dict(shared))
+    twin.param_groups, twin.state = groups, state
     return twin, tensors
 
 
@@ -139,9 +164,10 @@ def widened(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _give_gradients(tensors: Iterable[Tensor], number: int) -> None:
+def _give_gradients(tensors: Iterable[Tensor], factor: float) -> None:
     for a in tensors:
-        a.grad = torch.linspace(-0.5 * number, 1, a.numel(), device=a.device).view(a.shape).to(a.dtype)
+        gradient = torch.linspace(-0.5, 1, a.numel(), device=a.device).view(a.shape)
+        a.grad = (factor * gradient + factor**2 / 3).to(a.dtype)
 
 
 @torch.no_grad()

@@ -52,12 +52,12 @@ def take_base_step(
         RuntimeError: the base moved half-precision parameters that it keeps somewhere else than in its groups.
     """
     ends = _Ends()
-    for call in calls:
-        for member in call.members:
-            _prepare(member.p, member.grad, call, base, ends)
     rates = [group["lr"] for group in base.param_groups]
-    versions = {p: p._version for p in ends.stand_ins}
     try:
+        for call in calls:
+            for member in call.members:
+                _prepare(member.p, member.grad, call, base, ends)
+        versions = {p: p._version for p in ends.stand_ins}
         for group in base.param_groups:
             group["lr"] = BASE_RATE
         if ends.stand_ins or found_inf is not None:
@@ -78,8 +78,8 @@ def take_base_step(
                 group["capturable"] = capturable  # the compiler has set it for its trace, and would write it down
         for p, gradient in ends.own_gradients.items():
             p.grad = gradient
-        for p, master in ends.masters.items():
-            base.state[p]["master"] = master
+    for p, master in ends.masters.items():
+        base.state[p]["master"] = master
     if any(p._version != version for p, version in versions.items()):
         raise RuntimeError(
             f"{type(base).__name__} moved half-precision parameters that it keeps elsewhere than in its parameter "
@@ -150,10 +150,12 @@ def _standing_in(base: Optimizer, stand_ins: Mapping[Tensor, Tensor]) -> Iterato
         yield
         return
     lists = [group["params"] for group in base.param_groups]
+    masters: dict[Tensor, Tensor] = {}
     for p, stand_in in stand_ins.items():
         if p in base.state:
             state = widened(base.state.pop(p))
-            state.pop("master", None)
+            if "master" in state:
+                masters[p] = state.pop("master")
             base.state[stand_in] = state
     for group in base.param_groups:
         group["params"] = [stand_ins.get(p, p) for p in group["params"]]
@@ -165,6 +167,8 @@ def _standing_in(base: Optimizer, stand_ins: Mapping[Tensor, Tensor]) -> Iterato
         for p, stand_in in stand_ins.items():
             if stand_in in base.state:
                 base.state[p] = base.state.pop(stand_in)
+        for p, master in masters.items():
+            base.state[p]["master"] = master
 
 
 @contextmanager

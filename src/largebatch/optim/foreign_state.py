@@ -1,6 +1,6 @@
 """State dicts of other makers, put into our words before they are checked and loaded.
 
-- torch's Adam and AdamW: the same keys; amsgrad has no counterpart here.
+- torch's Adam and AdamW: the same keys; amsgrad, decay in the gradient and NAdam's momentum have no counterpart here.
 - timm's Lamb: counts steps in the group instead of in each state, and says with other options what we can say.
 - torch's SGD and timm's Lars: a momentum buffer that may be None.
 
@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-_MEANINGLESS = ("amsgrad", "decoupled_weight_decay")
-"""Options of torch's AdamW that say nothing once amsgrad is known to be off."""
+_ADAM = {"amsgrad": False, "momentum_decay": None}
+"""Options of torch's Adam and NAdam that we do not have, with the value at which the rule is ours."""
 _TIMM_LAMB = {
     "grad_averaging": True,
     "caution": False,
@@ -30,10 +30,12 @@ def translated(group: Mapping[str, Any], states: list[dict[str, Any]]) -> tuple[
         ValueError: the group was written with an option that changes the step and that we do not have.
     """
     group = dict(group)
-    if group.get("amsgrad"):
-        raise ValueError("the state dict was written with amsgrad=True, which this optimizer does not have")
-    for name in _MEANINGLESS:
-        group.pop(name, None)
+    _refuse_others(group, _ADAM, "Adam")
+    if not group.pop("decoupled_weight_decay", True) and group.get("weight_decay"):
+        raise ValueError(
+            f"the state dict of Adam has weight_decay={group['weight_decay']!r} in the gradient; here it has to be 0, "
+            "or decoupled as AdamW's"
+        )
     if isinstance(betas := group.get("betas"), (tuple, list)):
         group["betas"] = tuple(float(beta) if isinstance(beta, Tensor) else beta for beta in betas)
     if "grad_averaging" in group:

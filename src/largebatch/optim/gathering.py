@@ -23,6 +23,14 @@ class Member(NamedTuple):
     moments: tuple[Tensor, ...]
 
 
+def parameter_names(groups: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the names of all parameters; their numbers in the state dict where names are missing or repeat."""
+    groups = list(groups)
+    names = [name for group in groups for name in group.get("param_names", ())]
+    count = sum(len(group["params"]) for group in groups)
+    return names if len(set(names)) == count else [str(n) for n in range(count)]
+
+
 def refuse_sparse(grad: Tensor) -> None:
     """Raise RuntimeError if a gradient is not dense."""
     if grad.layout != torch.strided:
@@ -45,7 +53,7 @@ def portions(members: Iterable[Member], limit: float) -> Iterator[list[Member]]:
     portion: list[Member] = []
     total = 0
     for member in members:
-        elements = member.p.numel()
+        elements = member.p.numel() * (2 if member.p.is_complex() else 1)
         if portion and total + elements > limit:
             yield portion
             portion, total = [], 0

@@ -80,7 +80,7 @@ def lamb_norms_(layers: Layers, rule: LambRule) -> Tensor:
 def lamb_apply_(layers: Layers, rule: LambRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Move each layer: ``x <- x - lr * ratio * u``, with ratios float64 [layers, 1]."""
     moments = zip(layers.state["exp_avg"], layers.state["exp_avg_sq"], strict=True)
-    lengths = (lr * ratios[:, 0]).unbind()
+    lengths = layers.lengths(lr, ratios[:, 0]).unbind()
     for i, ((x, g, t), (m, v)) in enumerate(zip(each_layer(layers, rule.maximize), moments, strict=True)):
         u = lamb_direction(x, g, m, v, t, rule)
         write_back_(layers, i, x - lengths[i] * u)

@@ -61,10 +61,11 @@ def lans_norms_(layers: Layers, rule: LambRule) -> Tensor:
 def lans_apply_(layers: Layers, rule: LambRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Move each layer along r and c, with the ratios of both, float64 [layers, 2]."""
     moments = zip(layers.state["exp_avg"], layers.state["exp_avg_sq"], strict=True)
+    lengths = layers.lengths(lr, ratios)
     for i, ((x, g, t), (m, v)) in enumerate(zip(each_layer(layers, rule.maximize), moments, strict=True)):
         r, c = lans_directions(x, g, m, v, t, rule)
-        ratio_r, ratio_c = ratios[i].unbind()
-        write_back_(layers, i, x - lr * rule.beta1 * ratio_r * r - lr * (1 - rule.beta1) * ratio_c * c)
+        length_r, length_c = lengths[i].unbind()
+        write_back_(layers, i, x - (rule.beta1 * length_r * r + (1 - rule.beta1) * length_c * c))
 
 
 class LANS(TrustRatioOptimizer):

@@ -82,13 +82,13 @@ def lars_apply_(layers: Layers, rule: LarsRule, ratios: Tensor, lr: float | Tens
     """Move each layer, and for 2017 its momentum, with ratios float64 [layers, 1]."""
     moved = layers.unless_skipped(1.0, 0.0)
     momentum = layers.unless_skipped(rule.momentum, 1.0)
+    inside, outside = (1.0, lr) if rule.version == "2017-lr-outside" else (lr, moved)
+    lengths = layers.lengths(inside, ratios[:, 0]).unbind()
     for i, (x, _, d, m) in enumerate(_with_buffers(layers, rule)):
-        ratio = ratios[i, 0]
         if rule.version == "algorithm1":
-            write_back_(layers, i, x - lr * ratio * algorithm1_direction(d, m, rule))
+            write_back_(layers, i, x - lengths[i] * algorithm1_direction(d, m, rule))
             continue
-        inside, outside = (lr, moved) if rule.version == "2017" else (1.0, lr)
-        newest = inside * ratio * d
+        newest = lengths[i] * d
         step = newest
         if m is not None:
             m.mul_(momentum).add_(newest)

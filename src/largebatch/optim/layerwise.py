@@ -39,6 +39,8 @@ _OF_GROUPS = (
     "master_weights",
 )
 """Our options that stand in the base's parameter groups."""
+_TAKEN = "_is_base_of_layerwise"
+"""The attribute of a base that has a Layerwise: two of them would share its groups, and with them their options."""
 
 
 def layerwise_norms_(layers: Layers, rule: LayerwiseRule) -> Tensor:
@@ -52,7 +54,7 @@ def layerwise_norms_(layers: Layers, rule: LayerwiseRule) -> Tensor:
 
 def layerwise_apply_(layers: Layers, rule: LayerwiseRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Move each layer: ``x <- start - lr * ratio * u``, with ratios float64 [layers, 1]."""
-    lengths = (lr * ratios[:, 0]).unbind()
+    lengths = layers.lengths(lr, ratios[:, 0]).unbind()
     for i, (start, stepped) in enumerate(zip(layers.state["start"], layers.state["stepped"], strict=True)):
         start = start.to(layers.dtype)
         u = (start - stepped) / rule.base_rate
@@ -146,14 +148,20 @@ class Layerwise(TrustRatioOptimizer):
                 f"{type(base_optimizer).__name__} has an option {known[0]} of its own; a base optimizer has to "
                 "leave clipping and scaling to Layerwise"
             )
+        if getattr(base_optimizer, _TAKEN, False):
+            raise ValueError(f"this {type(base_optimizer).__name__} is the base of a Layerwise already; make another")
         self.base_optimizer = base_optimizer
         self._last = LastStep()
         # What Optimizer.__init__ does but for the groups and the state, which the base has made.
         Optimizer.__setstate__(self, {"defaults": {**base_optimizer.defaults, **self._own}})
-        for group in self.param_groups:
+        # Copies first: where one is refused, the base stays as it was.
+        completed = [dict(group) for group in self.param_groups]
+        for group in completed:
             self._complete(group, self._own)
-            self._check_group(group, look_at_tensors=True)
-            self._check_parameters(group)
+            self._check_new(group)
+        for group, own in zip(self.param_groups, completed, strict=True):
+            group.update(own)
+        setattr(base_optimizer, _TAKEN, True)
 
     # ---- groups and state are the base's --------------------------------------------------------------------
 
@@ -186,19 +194,16 @@ class Layerwise(TrustRatioOptimizer):
         return "maximize" in self.base_optimizer.defaults
 
     def _options(self, group: dict[str, Any]) -> Mapping[str, Any]:
-        how = {name: self._own[name] for name in HOW_COMPUTED if name not in _OF_GROUPS}
+        how = {name: self._own[name] for name in HOW_COMPUTED}
         # What the base does with the gradient is not to be done twice.
         return {**group, **how, "maximize": group["maximize"] and not self._base_maximizes()}
 
     def _append_group(self, param_group: dict[str, Any]) -> None:
         self.base_optimizer.add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            check_names(group, {**self.base_optimizer.defaults, **self._own})
-        except Exception:
-            self.param_groups.pop()
-            raise
-        self._complete(group, self._own)
+        self._complete(self.param_groups[-1], self._own)
+
+    def _check_names(self, group: dict[str, Any]) -> None:
+        check_names(group, {**self.base_optimizer.defaults, **self._own})
 
     def _check_rule(self, options: Mapping[str, Any]) -> None:
         pass  # the base's options are the base's to check
@@ -226,9 +231,8 @@ class Layerwise(TrustRatioOptimizer):
 
     # ---- the base's step ------------------------------------------------------------------------------------
 
-    def _find_directions(self, calls: list[Call]) -> None:
+    def _find_directions(self, calls: list[Call], found_inf: Tensor | None) -> None:
         """Let the base step, and hand the kernels both ends of its step."""
-        found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and not self._step_supports_amp_scaling:
             name = type(self.base_optimizer).__name__
             raise RuntimeError(f"found_inf is set, but the step of {name} cannot be skipped by it")
@@ -277,7 +281,7 @@ class Layerwise(TrustRatioOptimizer):
         """Load a state dict of this optimizer, or of its base alone; tensors are copied.
 
         Float32 states of half-precision parameters stay float32. Those of our options that the file lacks keep the
-        value of the live group.
+        value of the live group, and so do those of the base that say how to compute.
 
         Raises:
             ValueError: groups or shapes do not fit, or an option is out of range. Nothing has changed then.
@@ -297,6 +301,7 @@ class Layerwise(TrustRatioOptimizer):
             return state_dict  # torch says what is wrong
         for group, live in zip(groups, self.param_groups, strict=True):
             self._complete(group, live)
+            group.update({name: live[name] for name in HOW_COMPUTED if name in live})
             self._check_group(group, look_at_tensors=True)
             for number, p in zip(group["params"], live["params"], strict=True):
                 check_parameter(str(number), p, group["stacked"])

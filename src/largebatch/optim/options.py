@@ -143,7 +143,7 @@ def check_names(group: Mapping[str, Any], options: Iterable[str]) -> None:
     options = tuple(options)
     for key in group:
         if isinstance(key, str) and key not in options and key not in ("params", "param_names", "norm_process_group"):
-            near = difflib.get_close_matches(key, options, n=1, cutoff=0.85)
+            near = difflib.get_close_matches(key, options, n=1, cutoff=0.87)
             if near:
                 raise ValueError(f"a parameter group has the unknown option {key!r}; did you mean {near[0]!r}?")
 
@@ -153,16 +153,19 @@ def check_parameter(name: str, p: Tensor, stacked: tuple[int, int] | None) -> No
 
     Raises:
         ValueError: a dtype without moments, or a shape that `stacked` does not divide.
-        NotImplementedError: a sharded or flattened parameter.
+        NotImplementedError: a sharded or flattened parameter, or one on a device without float64.
     """
     if p.dtype not in STATE_DTYPE:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in STATE_DTYPE)
         raise ValueError(f"parameter {name} is {p.dtype}; it must be one of {allowed}")
+    if p.device.type == "mps":
+        raise NotImplementedError(f"parameter {name} is on mps, which has no float64; norms are summed up in it")
     if any(base.__name__ == "DTensor" for base in type(p).__mro__):  # by name: the import takes a second
         raise NotImplementedError(f"parameter {name} is a DTensor: this version has no norms over shards")
     if getattr(p, "_fsdp_flattened", False):
         raise NotImplementedError(
-            f"parameter {name} is a flattened shard (FSDP1), in which norms of layers are lost; use fully_shard or DDP"
+            f"parameter {name} is a flattened shard (FSDP1), in which norms of layers are lost; use DDP (this version "
+            "has no norms over the shards of fully_shard, FSDP2, either)"
         )
     if stacked is not None:
         dim, count = stacked

@@ -5,6 +5,7 @@ parameter's shape and device and the dtype of `STATE_DTYPE`. torch's own `load_s
 dtype of the parameter and so truncate the float32 moments of bf16 parameters.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -60,15 +61,29 @@ def check_state(name: str, p: Tensor, state: Mapping[str, Any], needed: Iterable
             )
 
 
-def restore(p: Tensor, key: str, value: Any, *, capturable: bool) -> Any:
-    """Return a copy of a loaded value in the dtype and on the device that the contract says."""
-    if key == "step":
-        device = p.device if capturable else "cpu"
-        return torch.as_tensor(value).detach().to(device, torch.float32, copy=True)
-    if not isinstance(value, Tensor):
-        return value
-    if value.shape == p.shape and (value.is_floating_point() or value.is_complex()):
+def restore_count(p: Tensor, value: Any, *, capturable: bool) -> Tensor:
+    """Return a copy of a loaded number of steps where the contract says."""
+    device = p.device if capturable else "cpu"
+    return torch.as_tensor(value).detach().to(device, torch.float32, copy=True)
+
+
+def restore(p: Tensor, value: Any) -> Any:
+    """Return a copy of a loaded value on the parameter's device, of the parameter's shape in the contract's dtype.
+
+    Tensors of other shapes, and those in lists and dicts, keep the dtype that they were saved in.
+    """
+    if isinstance(value, dict):
+        return {key: _moved(p, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(p, item) for item in value)
+    if isinstance(value, Tensor) and value.shape == p.shape and (value.is_floating_point() or value.is_complex()):
         # Into the parameter's own strides, which the kernels are fastest with.
         own = torch.empty_like(p, dtype=STATE_DTYPE[p.dtype], memory_format=torch.preserve_format)
         return own.copy_(value.detach())
-    return value.to(p.device, copy=True)
+    return _moved(p, value)
+
+
+def _moved(p: Tensor, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to(p.device, copy=True)
+    return restore(p, value) if isinstance(value, (dict, list, tuple)) else copy.deepcopy(value)

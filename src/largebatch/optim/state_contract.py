@@ -16,7 +16,7 @@ from largebatch.optim.foreign_state import translated
 from largebatch.optim.gathering import has_master, refuse_sparse
 from largebatch.optim.gradient_norm import SharedSums
 from largebatch.optim.options import HOW_COMPUTED, check_common, check_names, check_parameter, option_defaults
-from largebatch.optim.state import check_state, master_of, new_count, new_moment, restore
+from largebatch.optim.state import check_state, master_of, new_count, new_moment, restore, restore_count
 
 
 class RatiosTaken(NamedTuple):
@@ -88,30 +88,28 @@ class StatefulOptimizer(Optimizer, ABC):
                     raise ValueError("a parameter group names the same parameter twice")
         self._append_group(param_group)
         try:
-            group = self.param_groups[-1]
-            self._check_group(group, look_at_tensors=True)
-            self._check_parameters(group)
-            self._shared.take_from(group)
-            _refuse_local_clipping(self._options(group), self._shared)
+            self._check_new(self.param_groups[-1])
         except Exception:
             self.param_groups.pop()
             raise
 
     def _append_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            check_names(group, self.defaults)
-        except Exception:
-            self.param_groups.pop()
-            raise
 
-    def _check_parameters(self, group: dict[str, Any]) -> None:
+    def _check_new(self, group: dict[str, Any]) -> None:
+        """Check a group that is new here, and let it name no process group."""
+        self._check_names(group)
+        self._check_group(group, look_at_tensors=True)
+        self._shared.take_from(group)
+        _refuse_local_clipping(self._options(group), self._shared)
         names = group.get("param_names", range(len(group["params"])))
         if len(names) != len(group["params"]):
             raise ValueError(f"a parameter group has {len(group['params'])} parameters, {len(names)} names")
         for name, p in zip(names, group["params"], strict=True):
             check_parameter(str(name), p, group["stacked"])
+
+    def _check_names(self, group: dict[str, Any]) -> None:
+        check_names(group, self.defaults)
 
     def _check_group(self, group: dict[str, Any], *, look_at_tensors: bool) -> None:
         options = self._options(group)
@@ -179,6 +177,8 @@ class StatefulOptimizer(Optimizer, ABC):
                 state["step"] = new_count(p, on_device=options["capturable"])
             elif options["capturable"] and state["step"].device != p.device:
                 state["step"] = state["step"].to(p.device)
+            elif not options["capturable"] and state["step"].device.type != "cpu" and not torch.compiler.is_compiling():
+                state["step"] = state["step"].cpu()  # where it is read in each step
         needed = self._moments_of(options)
         for key in self._moments:
             if key not in needed:
@@ -236,7 +236,9 @@ class StatefulOptimizer(Optimizer, ABC):
         super().__setstate__(state)
         self._last = getattr(self, "_last", LastStep())
         self._shared = getattr(self, "_shared", SharedSums())
-        for name, value in option_defaults(type(self)).items():
+        # Of our own class: a subclass may have arguments that are no options.
+        ours = next(kind for kind in type(self).__mro__ if kind.__module__.startswith("largebatch."))
+        for name, value in option_defaults(ours).items():
             self.defaults.setdefault(name, value)
         for group in self.param_groups:
             for name, value in self.defaults.items():
@@ -264,8 +266,10 @@ def around_loading(
         for group, saved in zip(loading.param_groups, prepared["param_groups"], strict=True):
             for number, p in zip(saved["params"], group["params"], strict=True):
                 for key, value in prepared["state"].get(number, {}).items():
-                    if counts or key != "step":
-                        loading.state[p][key] = restore(p, key, value, capturable=group.get("capturable", False))
+                    if key != "step":
+                        loading.state[p][key] = restore(p, value)
+                    elif counts:
+                        loading.state[p][key] = restore_count(p, value, capturable=group["capturable"])
 
     handles = [
         loading.register_load_state_dict_pre_hook(before),

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from largebatch.optim.gathering import parameter_names
+
 
 class ScalarWriter(Protocol):
     """What receives the curves: `torch.utils.tensorboard.SummaryWriter`, or anything that has its method."""
@@ -25,10 +27,11 @@ class StepMonitor:
     .. math::
         \lVert x_{t+1} - x_t \rVert_2 \; / \; \lVert x_t \rVert_2
 
-    over the whole parameter, by a copy of the weights from before the step. It is lr for an adapted layer whose
-    ratio is not bounded, and anything for one that is not adapted, which is where rates tuned for adapted layers
-    do harm. A layer of zeros has no relative step. The copies live during the step, and all numbers come to the
-    host in one transfer afterwards; steps that are not watched cost nothing.
+    over the whole parameter, by a copy of the weights from before the step. It is lr for an adapted layer of LAMB,
+    of LARS by algorithm 1 and of `Layerwise` with plain ratios of l2 norms, and anything for a layer that is not
+    adapted, which is where rates tuned for adapted layers do harm. A layer of zeros has no relative step. The copies
+    live during the step, and all numbers come to the host in one transfer afterwards; steps that are not watched cost
+    nothing.
 
     Args:
         optimizer: one of ours, or any other, which has relative steps but no trust ratios.
@@ -91,15 +94,10 @@ class StepMonitor:
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _names(self) -> list[str]:
-        names = [name for group in self._optimizer.param_groups for name in group.get("param_names", ())]
-        count = len(self._parameters())
-        return names if len(set(names)) == count else [str(n) for n in range(count)]
-
     @torch.no_grad()
     def _look_before(self, *_: Any) -> None:
-        if self._watched() and self._bound is not None:
-            self._before = [p.detach().clone() for p in self._parameters()]
+        watched = self._watched() and self._bound is not None
+        self._before = [p.detach().clone() for p in self._parameters()] if watched else []
 
     @torch.no_grad()
     def _look_after(self, *_: Any) -> None:
@@ -117,7 +115,10 @@ class StepMonitor:
             }
         if self._bound is not None:
             steps = [_relative_step(old, p) for old, p in zip(before, self._parameters(), strict=True)]
-            curves |= {f"relative_step/{name}": value for name, value in zip(self._names(), steps, strict=True)}
+            curves |= {
+                f"relative_step/{name}": value
+                for name, value in zip(parameter_names(self._optimizer.param_groups), steps, strict=True)
+            }
         values = dict(zip(curves, _on_host(list(curves.values())), strict=True))
         if self._writer is not None:
             for tag, value in values.items():

@@ -66,6 +66,14 @@ class Layers:
             return factor
         return torch.where(self.keep, self.keep.new_full((), factor, dtype=self.dtype), when_skipped)
 
+    def lengths(self, lr: float | Tensor, ratios: Tensor) -> Tensor:
+        """Return ``lr * ratio`` in the dtype to compute in, of the shape of the ratios.
+
+        Where a direction has all but vanished its ratio may be beyond that dtype's range, and infinity times one of
+        its zeros would be no number.
+        """
+        return (lr * ratios).clamp(max=torch.finfo(self.dtype).max).to(self.dtype)
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:

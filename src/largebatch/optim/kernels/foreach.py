@@ -14,6 +14,45 @@ from torch import Tensor
 from largebatch.optim.kernels.contract import Count, LambRule, LarsRule, Layers, LayerwiseRule
 from largebatch.optim.kernels.pieces import ColumnSums, Pieces, Tensors, cast, cut, gradient, kept_elements
 
+Scalars: TypeAlias = Any
+"""One for each layer or piece: numbers, or 0-dim tensors; torch's operations have an overload for either."""
+
+
+class _Weights(NamedTuple):
+    """For each layer, what the moments are weighted by at its step: ``mhat = a1*m + b1*g``, ``vhat = a2*v + b2*g*g``.
+
+    Without a look-ahead, with a1 = 1/(1-beta1^t), a2 = 1/(1-beta2^t) and a2 > 0:
+        r = a1*m / (sqrt(a2*v) + eps) = a1/sqrt(a2) * m / (sqrt(v) + eps/sqrt(a2))
+    which takes the corrections out of the elementwise work. It fails only where eps/sqrt(a2) underflows.
+    """
+
+    a1: Scalars
+    b1: Scalars
+    a2: Scalars
+    b2: Scalars
+    n_scale: Scalars
+    """a1/sqrt(a2)"""
+    g_scale: Scalars
+    """1/sqrt(a2)"""
+    eps: Scalars
+    """eps/sqrt(a2)"""
+
+    def of(self, rows: list[int]) -> "_Weights":
+        """Return the weights of the layer that each piece is of."""
+        return _Weights(*([column[row] for row in rows] for column in self))
+
+
+def _weights(layers: Layers, rule: LambRule) -> _Weights:
+    def columns(t: Count) -> tuple[Count, ...]:
+        (a1, b1), (a2, b2) = rule.first_weights(t), rule.second_weights(t)
+        root = a2**0.5
+        return a1, b1, a2, b2, a1 / root, 1 / root, rule.eps / root
+
+    if isinstance(layers.t, Tensor):  # all layers at once, for each operation is a launch
+        found = columns(layers.t)
+        return _Weights(*(w.unbind() if isinstance(w, Tensor) else [w] * len(layers.x) for w in found))
+    return _Weights(*zip(*map(columns, layers.t), strict=True))
+
 
 def half_as_many_elements(device: torch.device) -> float:
     """Return how many elements a rule gets that keeps two arrays for phase 3."""
@@ -30,12 +69,12 @@ def lamb_norms_(layers: Layers, rule: LambRule) -> Tensor:
 
 def lamb_apply_(layers: Layers, rule: LambRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Phase 3 of LAMB, see `contract.py`: ``x <- x - lr * ratio * u``, with ratios float64 [layers, 1]."""
-    _move_along_(layers, rule, (lr * ratios).to(layers.dtype), _lamb_directions)
+    _move_along_(layers, rule, layers.lengths(lr, ratios), _lamb_directions)
 
 
-def _lamb_directions(x: Tensors, g: Tensors, pieces: Pieces, layers: Layers, rule: LambRule) -> list[Tensors]:
+def _lamb_directions(x: Tensors, g: Tensors, pieces: Pieces, weights: _Weights, rule: LambRule) -> list[Tensors]:
     """Return [u] of each piece, in new memory."""
-    fraction = _fraction(g, pieces, layers, rule)
+    fraction = _fraction(g, pieces, weights, rule)
     return [_decayed_quotient(x, rule.weight_decay, fraction.n, fraction.d, fraction.n_scales)]
 
 
@@ -50,13 +89,13 @@ def lans_norms_(layers: Layers, rule: LambRule) -> Tensor:
 def lans_apply_(layers: Layers, rule: LambRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Phase 3 of LANS: ``x <- x - lr * (beta1 * ratio_r * r + (1 - beta1) * ratio_c * c)``, ratios [layers, 2]."""
     r, c = ratios.unbind(dim=1)
-    lengths = lr * torch.stack([rule.beta1 * r, (1 - rule.beta1) * c], dim=1)
-    _move_along_(layers, rule, lengths.to(layers.dtype), _lans_directions)
+    shares = torch.stack([rule.beta1 * r, (1 - rule.beta1) * c], dim=1)
+    _move_along_(layers, rule, layers.lengths(lr, shares), _lans_directions)
 
 
-def _lans_directions(x: Tensors, g: Tensors, pieces: Pieces, layers: Layers, rule: LambRule) -> list[Tensors]:
+def _lans_directions(x: Tensors, g: Tensors, pieces: Pieces, weights: _Weights, rule: LambRule) -> list[Tensors]:
     """Return [r, c] of each piece, in new memory; g is normalised already."""
-    fraction = _fraction(g, pieces, layers, rule)
+    fraction = _fraction(g, pieces, weights, rule)
     return [
         _decayed_quotient(x, rule.weight_decay, fraction.n, fraction.d, fraction.n_scales),
         _decayed_quotient(x, rule.weight_decay, g, fraction.d, fraction.g_scales),
@@ -65,15 +104,14 @@ def _lans_directions(x: Tensors, g: Tensors, pieces: Pieces, layers: Layers, rul
 
 # ---- what LAMB and LANS share ---------------------------------------------------------------------------------
 
-Scalars: TypeAlias = Any
-"""One for each piece: numbers, or 0-dim tensors; torch's operations have an overload for either."""
-Directions: TypeAlias = Callable[[Tensors, Tensors, Pieces, Layers, LambRule], list[Tensors]]
+Directions: TypeAlias = Callable[[Tensors, Tensors, Pieces, _Weights, LambRule], list[Tensors]]
 
 
 def _adam_norms_(layers: Layers, rule: LambRule, directions: Directions, *, arrays_kept: int) -> Tensor:
     x, m, v = layers.x, layers.state["exp_avg"], layers.state["exp_avg_sq"]
     keep = arrays_kept * sum(a.numel() for a in x) <= kept_elements(x[0].device)
     beta1, beta2 = (layers.unless_skipped(beta, 1.0) for beta in (rule.beta1, rule.beta2))
+    weights = _weights(layers, rule)
     sums = ColumnSums(rule.norm)
     all_pieces: list[Pieces] = []
     for pieces in cut([x, layers.g, m, v, layers.rounded or x]):
@@ -81,14 +119,14 @@ def _adam_norms_(layers: Layers, rule: LambRule, directions: Directions, *, arra
         x_, g_ = cast(x_, layers.dtype), gradient(g_, pieces.rows, layers, rule.maximize)
         if layers.keep is None:
             torch._foreach_lerp_(m_, g_, 1 - rule.beta1)
-        else:  # two passes, but with nothing to gain from a weight of 0
+        else:  # in two passes: torch has no lerp of lists with one weight on the device
             torch._foreach_mul_(m_, beta1)
             torch._foreach_add_(m_, g_, alpha=1 - rule.beta1)
         torch._foreach_mul_(v_, beta2)
         torch._foreach_addcmul_(v_, g_, g_, 1 - rule.beta2)
         all_pieces.append(pieces)
         if keep or rule.adapt:
-            found = directions(x_, g_, pieces, layers, rule)
+            found = directions(x_, g_, pieces, weights, rule)
             if rule.adapt:
                 sums.add(pieces.rows, x_, *found)
             if keep:
@@ -100,19 +138,20 @@ def _adam_norms_(layers: Layers, rule: LambRule, directions: Directions, *, arra
 def _move_along_(layers: Layers, rule: LambRule, lengths: Tensor, directions: Directions) -> None:
     """Move each layer by -length along each of its directions; lengths [layers, directions]."""
     columns = [column.unbind() for column in lengths.unbind(dim=1)]
+    weights = _weights(layers, rule)
     for pieces in _backwards(layers):
         x, g = pieces.lists[:2]
         moved = cast(x, layers.dtype)
         found = pieces.kept
         if not found:
-            found = directions(moved, gradient(g, pieces.rows, layers, rule.maximize), pieces, layers, rule)
+            found = directions(moved, gradient(g, pieces.rows, layers, rule.maximize), pieces, weights, rule)
         for direction, column in zip(found, columns, strict=True):
             torch._foreach_addcmul_(moved, direction, [column[row] for row in pieces.rows], -1)
         _write_back_(moved, pieces, layers)
 
 
 class _Fraction(NamedTuple):
-    """``mhat / (sqrt(vhat) + eps) = n_scale * n / d``, and ``1 / (sqrt(vhat) + eps) = g_scale / d``."""
+    """``mhat / (sqrt(vhat) + eps) = n_scale * n / d``, and ``1 / (sqrt(vhat) + eps) = g_scale / d``, of each piece."""
 
     n: Tensors
     d: Tensors
@@ -120,42 +159,25 @@ class _Fraction(NamedTuple):
     g_scales: Scalars
 
 
-def _fraction(g: Tensors, pieces: Pieces, layers: Layers, rule: LambRule) -> _Fraction:
+def _fraction(g: Tensors, pieces: Pieces, weights: _Weights, rule: LambRule) -> _Fraction:
     m, v = pieces.lists[2:4]
-    first_a, first_b = _per_layer(rule.first_weights, layers, pieces.rows)
-    second_a, second_b = _per_layer(rule.second_weights, layers, pieces.rows)
+    own = weights.of(pieces.rows)
     if rule.nesterov is None:
-        # With a = 1/(1-beta1^t), b = 1/(1-beta2^t) and b > 0:
-        #     r = a*m / (sqrt(b*v) + eps) = a/sqrt(b) * m / (sqrt(v) + eps/sqrt(b))
-        # which takes the corrections out of the elementwise work. It fails only where eps/sqrt(b) underflows.
-        roots = [b**0.5 for b in second_a]
         d = torch._foreach_sqrt(v)
-        torch._foreach_add_(d, [rule.eps / root for root in roots])
-        scales = [a / root for a, root in zip(first_a, roots, strict=True)]
-        return _Fraction(m, d, scales, [1 / root for root in roots])
+        torch._foreach_add_(d, own.eps)
+        return _Fraction(m, d, own.n_scale, own.g_scale)
     # N-LAMB and NN-LAMB: the gradient enters the moments' estimates once more.
-    n = torch._foreach_mul(m, first_a)
-    torch._foreach_add_(n, torch._foreach_mul(g, first_b))
-    d = torch._foreach_mul(v, second_a)
+    n = torch._foreach_mul(m, own.a1)
+    torch._foreach_add_(n, torch._foreach_mul(g, own.b1))
+    d = torch._foreach_mul(v, own.a2)
     if rule.nesterov == "both":
         gg = torch._foreach_mul(g, g)
-        torch._foreach_mul_(gg, second_b)
+        torch._foreach_mul_(gg, own.b2)
         torch._foreach_add_(d, gg)
     torch._foreach_sqrt_(d)
     torch._foreach_add_(d, rule.eps)
     ones = [1.0] * len(pieces.rows)
     return _Fraction(n, d, ones, ones)
-
-
-def _per_layer(
-    weights: Callable[[Count], tuple[Count, Count]], layers: Layers, rows: list[int]
-) -> tuple[Scalars, Scalars]:
-    """Return both weights for the layer of each piece, as numbers or as 0-dim tensors."""
-    if isinstance(layers.t, Tensor):
-        a, b = (w.unbind() if isinstance(w, Tensor) else [w] * len(layers.x) for w in weights(layers.t))
-        return [a[row] for row in rows], [b[row] for row in rows]
-    found = [weights(layers.t[row]) for row in rows]
-    return [a for a, _ in found], [b for _, b in found]
 
 
 def _decayed_quotient(x: Tensors, weight_decay: float, n: Tensors, d: Tensors, scales: Scalars) -> Tensors:
@@ -196,12 +218,12 @@ def lars_norms_(layers: Layers, rule: LarsRule) -> Tensor:
 
 def lars_apply_(layers: Layers, rule: LarsRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Phase 3 of LARS, see `contract.py`, with ratios float64 [layers, 1]."""
-    lengths = (lr * ratios[:, 0]).to(layers.dtype).unbind()
+    lengths = layers.lengths(lr, ratios[:, 0]).unbind()
     rates: float | Tensor = 1.0
     if rule.version == "2017":
         rates = layers.unless_skipped(1.0, 0.0)
     elif rule.version == "2017-lr-outside":
-        lengths, rates = ratios[:, 0].to(layers.dtype).unbind(), lr
+        lengths, rates = layers.lengths(1.0, ratios[:, 0]).unbind(), lr
     for pieces in _backwards(layers):
         moved = cast(pieces.lists[0], layers.dtype)
         own = [lengths[row] for row in pieces.rows]
@@ -293,7 +315,7 @@ def layerwise_norms_(layers: Layers, rule: LayerwiseRule) -> Tensor:
 
 def layerwise_apply_(layers: Layers, rule: LayerwiseRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Phase 3 of `Layerwise`: ``x <- start - lr * ratio * u``, with ratios float64 [layers, 1]."""
-    lengths = (lr * ratios[:, 0]).to(layers.dtype).unbind()
+    lengths = layers.lengths(lr, ratios[:, 0]).unbind()
     for pieces in _backwards(layers):
         start = cast(pieces.lists[1], layers.dtype)
         u = _base_direction(start, pieces, rule)

@@ -24,9 +24,6 @@ CPU_PIECE_ELEMENTS = 1 << 18
 Tried from 2^15 to 2^20 on BERT-base's 206 tensors, on two cores with 32 MiB of last-level cache."""
 CPU_KEPT_ELEMENTS = 1 << 22
 """16 MiB of float32."""
-CPU_EXACT_ELEMENTS = 1 << 14
-CPU_ROW_ELEMENTS = 1 << 12
-"""Up to how many elements a float32 norm is taken at once, and in how long rows otherwise."""
 PIECE_ELEMENTS = KEPT_ELEMENTS = 1 << 25
 """On other devices: 128 MiB of float32, at which the launch of an operation takes far less than its work."""
 
@@ -123,7 +120,7 @@ def squares(tensors: list[Tensor]) -> Tensor:
     sums = ColumnSums(2)
     for pieces in cut([tensors]):
         (a,) = pieces.lists
-        sums.add(pieces.rows, cast(a, torch.float32) if a[0].dtype.itemsize < 4 else a)
+        sums.add(pieces.rows, a)
     return sums.columns()[:, 0]
 
 
@@ -148,27 +145,14 @@ class ColumnSums:
 
 
 def _norms(pieces: Tensors, norm: Norm) -> list[Tensor]:
-    """Return the norm of each piece in its own dtype, to about 1e-7 in float32."""
+    """Return the norm of each piece, summed up in float64.
+
+    In float32 the sum itself would be off (by 1e-3 at 2e7 elements on a CPU), and the squares of gradients below
+    1e-19 or above 1e19 would be lost: a layer whose gradient has been zero for long would leap.
+    """
     if norm == "inf":
         return list(torch._foreach_max(torch._foreach_abs(pieces)))
-    if pieces[0].device.type == "cpu" and max(a.numel() for a in pieces) > CPU_EXACT_ELEMENTS:
-        return [_long_norm(a, norm) for a in pieces]
-    return list(torch._foreach_norm(pieces, norm))
-
-
-def _long_norm(a: Tensor, norm: Norm) -> Tensor:
-    # A float32 norm on the CPU adds term after term in a few lanes: off by 2e-6 on 2^18 elements, by 1e-3 on
-    # 2e7. The norm of the norms of short rows is not.
-    if a.numel() <= CPU_EXACT_ELEMENTS:
-        return torch.linalg.vector_norm(a, norm)
-    if not a.is_contiguous():
-        return torch.linalg.vector_norm(torch.linalg.vector_norm(a, norm, dim=-1), norm)
-    a = a.view(-1)
-    rest = a.numel() % CPU_ROW_ELEMENTS
-    norms = torch.linalg.vector_norm(a[: a.numel() - rest].view(-1, CPU_ROW_ELEMENTS), norm, dim=1)
-    if rest:
-        norms = torch.cat([norms, torch.linalg.vector_norm(a[-rest:], norm).view(1)])
-    return torch.linalg.vector_norm(norms, norm)
+    return list(torch._foreach_norm(pieces, norm, torch.float64))
 
 
 def _sums(norms: list[Tensor], norm: Norm, rows: list[int]) -> Tensor:
