@@ -44,3 +44,8 @@ def timm_lars() -> Any:
 def timm_lion() -> Any:
     """Return timm's Lion: a base from elsewhere for the general strategy."""
     return _timm("lion").Lion
+
+
+def timm_lookahead() -> Any:
+    """Return timm's Lookahead: an optimizer that has another inside."""
+    return _timm("lookahead").Lookahead

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from largebatch.optim import LAMB, LANS, LARS, Layerwise
+from largebatch.optim import LAMB, LANS, LARS, Layerwise, layer_groups
 
 SHAPES = ((6, 4), (4,), (3, 5), (2, 2, 2), (7,))
 STEPS = 6
@@ -155,7 +155,68 @@ def general(rank: int) -> dict[str, Any]:
     return {"end": [p.detach() for p in made]}
 
 
-SCENARIOS = (zero_redundancy, resumed, refused, few_parameters, skipped, general)
+def named_groups(rank: int) -> dict[str, Any]:
+    """ZeroRedundancyOptimizer over the groups that `layer_groups` makes, which have names."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    found: dict[str, Any] = {}
+    for kind in (LAMB, LANS):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+        optimizer = ZeroRedundancyOptimizer(layer_groups(model), optimizer_class=kind, lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3, dtype=torch.float64)).pow(2).sum().backward()
+            optimizer.step()
+        found[kind.__name__] = [p.detach() for p in model.parameters()]
+        found[f"{kind.__name__}: ratios"] = list(optimizer.optim.trust_ratios())
+    return found
+
+
+def clipped_later(rank: int) -> dict[str, Any]:
+    """A threshold that is written into the groups after the construction."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    made = parameters()
+    optimizer = ZeroRedundancyOptimizer(made, optimizer_class=LAMB, lr=0.1)
+    optimizer.param_groups[0]["max_grad_norm"] = 0.5
+    set_gradients(made, 0)
+    try:
+        optimizer.step()
+    except ValueError as error:
+        return {"told": str(error)}
+    return {}
+
+
+def general_skipped(rank: int) -> dict[str, Any]:
+    """The general strategy over a fused base: something not finite in one process skips the base's step in both."""
+    made = parameters(torch.float32)[rank :: dist.get_world_size()]
+    base = torch.optim.AdamW(made, lr=0.1, fused=True)
+    optimizer = Layerwise(base, norm_process_group=dist.group.WORLD)
+    moved = []
+    for infinite_rank in (None, 1):
+        before = [p.detach().clone() for p in made]
+        set_gradients(made, 0)
+        if infinite_rank == rank:
+            made[0].grad = torch.full_like(made[0], torch.inf)
+        optimizer.grad_scale = torch.tensor(1.0)
+        optimizer.found_inf = torch.tensor(float(infinite_rank == rank))
+        optimizer.step()
+        moved.append(not all(torch.equal(p, old) for p, old in zip(made, before, strict=True)))
+    return {"moved": moved, "count": float(base.state[made[0]]["step"])}
+
+
+SCENARIOS = (
+    named_groups,
+    clipped_later,
+    general_skipped,
+    zero_redundancy,
+    resumed,
+    refused,
+    few_parameters,
+    skipped,
+    general,
+)
 
 
 def main(rank: int, world_size: int, folder: Path) -> None:

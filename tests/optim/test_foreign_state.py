@@ -8,7 +8,7 @@ from peers import timm_lamb, timm_lars
 from test_state import saved_and_loaded
 from torch import nn
 
-from largebatch.optim import LAMB, LARS
+from largebatch.optim import LAMB, LANS, LARS, Layerwise
 
 
 def _steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], count: int, seed: int = 0) -> None:
@@ -95,17 +95,57 @@ def test_the_state_dict_of_timms_lars_loads_and_goes_on(options: dict[str, Any])
     assert_go_on_alike(ours, mine, theirs, x)
 
 
-@pytest.mark.parametrize("steps", [0, 5])
-def test_the_state_dict_of_sgd_loads(steps: int) -> None:
+@pytest.mark.parametrize(
+    ("ours", "theirs", "maker"),
+    [
+        (LARS, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "torch's SGD"),
+        (LARS, torch.optim.AdamW, "torch's Adam"),
+        (LARS, LAMB, "LAMB"),
+        (LAMB, lambda p: LARS(p, lr=0.1), "LARS"),
+        (LAMB, LANS, "LANS"),
+        (LANS, LAMB, "LAMB"),
+        (LANS, torch.optim.AdamW, "torch's Adam"),
+        (LAMB, torch.optim.NAdam, "an optimizer that is not known here"),
+        (LAMB, torch.optim.RAdam, "an optimizer that is not known here"),
+        (LAMB, lambda p: timm_lars()(p), "timm's Lars"),
+        (LAMB, torch.optim.Adagrad, "an optimizer that is not known here"),
+    ],
+)
+def test_the_state_of_another_rule_is_refused_whatever_its_keys(ours: Any, theirs: Any, maker: str) -> None:
+    """LANS's moments have LAMB's names and other units, and SGD's momentum holds gradients without ratios."""
     x = _parameters()
-    theirs = torch.optim.SGD(x, lr=0.01, momentum=0.8, weight_decay=0.1)
-    _steps(theirs, x, steps)
-    mine = _twins(x)
-    ours = LARS(mine, lr=1.0, adapt=False, rule="2017-lr-outside")
-    ours.load_state_dict(saved_and_loaded(theirs.state_dict()))
-    assert (ours.param_groups[0]["momentum"], ours.param_groups[0]["lr"]) == (0.8, 0.01)
-    # Without the ratio the third rule is SGD with momentum.
-    assert_go_on_alike(ours, mine, theirs, x)
+    given = theirs(x)
+    _steps(given, x, 2)
+    optimizer = ours(_twins(x), lr=0.1)
+    before = str(optimizer.param_groups)
+    with pytest.raises(
+        ValueError, match=f"the state dict is of {maker}, whose state {ours.__name__} cannot go on with"
+    ):
+        optimizer.load_state_dict(given.state_dict())
+    assert not optimizer.state
+    assert str(optimizer.param_groups) == before
+
+
+@pytest.mark.parametrize("given", [{}, None, {"state": {}}, [1]])
+def test_what_is_no_state_dict_is_refused(given: Any) -> None:
+    for optimizer in (LAMB(_parameters()), Layerwise(torch.optim.SGD(_parameters()))):
+        with pytest.raises(ValueError, match="must be a mapping with 'state' and 'param_groups'"):
+            optimizer.load_state_dict(given)
+
+
+@pytest.mark.parametrize("step", [-1, "x", torch.tensor(-3.0), None, torch.ones(2)])
+def test_a_step_that_is_no_count_is_refused_and_nothing_changes(step: Any) -> None:
+    x = _parameters()
+    optimizer = LAMB(x, lr=0.25)
+    _steps(optimizer, x, 1)
+    given = saved_and_loaded(optimizer.state_dict())
+    given["param_groups"][0]["lr"] = 0.5
+    given["state"][1]["step"] = step
+    with pytest.raises(
+        ValueError, match=r"the loaded state of parameter 1|the loaded step of parameter 1 is .*; it must be a number"
+    ):
+        optimizer.load_state_dict(given)
+    assert optimizer.param_groups[0]["lr"] == 0.25
 
 
 def test_what_we_could_not_go_on_with_is_refused_and_nothing_changes() -> None:
@@ -118,10 +158,9 @@ def test_what_we_could_not_go_on_with_is_refused_and_nothing_changes() -> None:
     other_shape = LAMB([other := nn.Parameter(torch.ones(4))])
     other.grad = torch.ones(4)
     for ours, optimizer, message in (
-        (lamb, torch.optim.AdamW(x, amsgrad=True), "of Adam has amsgrad=True; here it has to be False"),
-        (lamb, torch.optim.Adam(x, weight_decay=0.5), "of Adam has weight_decay=0.5 in the gradient"),
-        (lamb, torch.optim.NAdam(x), "of Adam has momentum_decay=0.004; here it has to be None"),
-        (lamb, sgd, "has momentum_buffer but not step, exp_avg, exp_avg_sq"),
+        (lamb, torch.optim.AdamW(x, amsgrad=True), "of torch's Adam has amsgrad=True; here it has to be False"),
+        (lamb, torch.optim.Adam(x, weight_decay=0.5), "of torch's Adam has weight_decay=0.5 in the gradient"),
+        (lamb, sgd, "is of torch's SGD"),
         (lamb, other_shape, r"exp_avg of parameter 0 has shape \(4,\), the parameter \(3,\)"),
         (lamb, torch.optim.AdamW(x, eps=0.0), "eps is 0.0"),
         (lamb, LAMB([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))]), "doesn't match the size"),
@@ -129,8 +168,6 @@ def test_what_we_could_not_go_on_with_is_refused_and_nothing_changes() -> None:
         (lamb, timm_lamb()(x, decoupled_decay=True), "decoupled_decay=True"),
         (lamb, timm_lamb()(x, grad_averaging=False), "grad_averaging=False"),
         (lars, timm_lars()(x, trust_clip=True), "of timm's Lars has trust_clip=True"),
-        (lars, torch.optim.SGD(x, momentum=0.9, dampening=0.1), "of SGD has dampening=0.1"),
-        (lars, torch.optim.AdamW(x), "has step, exp_avg, exp_avg_sq but not momentum_buffer"),
     ):
         before = {key: value.clone() for key, value in ours.state[x[0]].items()}
         group = dict(ours.param_groups[0])

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -307,10 +308,11 @@ def test_stacked_parameters_have_groups_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("stacked", "message"),
     [
-        ({"experts": (0, 2)}, r"experts has shape \(3, 4, 5\); it needs a dimension 0 that 2 divides"),
-        ({"experts": (3, 1)}, "it needs a dimension 3"),
-        ({"experts": 3}, "stacked has 3 for the rule 'experts'; it must be two integers"),
-        ({"experts": (0, 0)}, r"stacked has \(0, 0\)"),
+        ({"experts": (0, 2)}, r"by the rule 'experts', experts has shape \(3, 4, 5\).*a dimension 0 that 2 divides"),
+        ({"experts": (3, 1)}, "needs a dimension 3"),
+        ({"experts": 3}, "stacked is 3; it must be None or two integers"),
+        ({"experts": (0, 0)}, r"stacked is \(0, 0\)"),
+        ((0, 3), r"stacked is \(0, 3\); it must be a mapping from rules"),
         ({"export": (0, 3)}, "stacked has the rule 'export', which matches no parameter"),
         ({"experts": (0, 3), "exp*": (1, 2)}, "two rules for experts, which cut it differently"),
         ({3: (0, 3)}, "stacked has the rule 3; a rule is a string or a module class"),
@@ -319,3 +321,60 @@ def test_stacked_parameters_have_groups_of_their_own() -> None:
 def test_what_cannot_be_cut_is_refused(stacked: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         layer_groups(Stacked(), stacked=stacked)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    rules: dict[Any, Any] = {"experts": (np.int64(0), np.int64(3))}
+    groups = layer_groups(Stacked(), weight_decay=np.float32(0.25), stacked=rules)  # pyright: ignore[reportArgumentType]
+    assert {group["weight_decay"] for group in groups} == {0.25, 0.0}
+    assert (0, 3) in [group.get("stacked") for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(None, "model is of type NoneType"), ([nn.Linear(2, 2)], "of type list"), (nn.Linear, "the class Linear")],
+)
+def test_what_is_no_model_is_refused(model: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{message}; it must be a torch.nn.Module"):
+        layer_groups(model)
+
+
+def test_parametrized_tensors_are_told_by_their_own_names() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 4))
+    for layer, tensor in ((model[0], "bias"), (model[0], "weight"), (model[1], "weight")):
+        nn.utils.parametrize.register_parametrization(layer, tensor, nn.Identity())
+    nn.utils.parametrizations.weight_norm(model[2])
+    groups = layer_groups(model)
+    assert_complete(model, groups)
+    assert named(groups, decays=True) == {
+        "0.parametrizations.weight.original",
+        "2.parametrizations.weight.original1",
+    }
+    single = nn.Linear(2, 2)
+    nn.utils.parametrize.register_parametrization(single, "bias", nn.Identity())
+    assert named(layer_groups(single), decays=False) == {"parametrizations.bias.original"}
+    assert named(layer_groups(model, no_decay=("0.bias",)), decays=False) == {"0.parametrizations.bias.original"}
+
+
+class EnormousModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+
+
+class layernorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+
+
+def test_norm_is_a_word_and_no_part_of_one() -> None:
+    assert named(layer_groups(EnormousModel()), decays=True) == {"gain"}
+    assert named(layer_groups(layernorm()), decays=False) == {"gain"}
+
+
+def test_the_table_takes_groups_that_were_added_by_hand() -> None:
+    groups = layer_groups(nn.Linear(3, 2))
+    groups.append({"params": [nn.Parameter(torch.ones(5))]})
+    line = next(line for line in str(groups).splitlines() if line.startswith("parameter 0"))
+    assert line.split() == ["parameter", "0", "5", "1", "5", "default", "default"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from peers import timm_lamb, timm_lion
+from peers import timm_lamb, timm_lion, timm_lookahead
 from torch import Tensor, nn
 from torch.optim import (
     ASGD,
@@ -188,8 +188,40 @@ class RateInTheMomentum(SGD):
             for p in group["params"]:
                 if p.grad is not None:
                     v = self.state[p].setdefault("v", torch.zeros_like(p))
-                    v.mul_(0.9).add_(group["lr"] * p.grad)
+                    v.mul_(0.9).add_(group["lr"] * (p.grad + group["weight_decay"] * p))
                     p.sub_(v)
+
+
+class Bounded(SGD):
+    """No element moves by more than 1, but for the decay."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.sub_((group["lr"] * p.grad).clamp(-1, 1))
+
+
+class Wrapper(Optimizer):
+    """Forwards groups and state to what it wraps, as Accelerate's does."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+
+    @property
+    def param_groups(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.inner.param_groups = groups
+
+
+class NoRate(Optimizer):
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
 
 
 class NeedsAClosure(SGD):
@@ -208,6 +240,18 @@ class NeedsAClosure(SGD):
         (lambda p: Adafactor(p), "Adafactor is not proportional"),
         (lambda p: KeepsTheRate(p, lr=0.1), "KeepsTheRate is not proportional"),
         (lambda p: RateInTheMomentum(p, lr=0.1), "RateInTheMomentum is not proportional"),
+        # A decay is proportional, and may be so long that it hides the rest of the step.
+        (lambda p: Adafactor(p, weight_decay=0.01), "Adafactor is not proportional"),
+        (lambda p: Adafactor(p, weight_decay=1.0), "Adafactor is not proportional"),
+        (lambda p: RateInTheMomentum(p, lr=0.1, weight_decay=0.1), "RateInTheMomentum is not proportional"),
+        (lambda p: RateInTheMomentum(p, lr=0.1, weight_decay=10.0), "RateInTheMomentum is not proportional"),
+        (lambda p: Bounded(p, lr=0.1, weight_decay=0.001), "Bounded is not proportional"),
+        (lambda p: Bounded(p, lr=0.1, weight_decay=1.0), "Bounded is not proportional"),
+        (
+            lambda p: Wrapper(SGD(p, lr=0.1)),
+            "Wrapper is a wrapper of an optimizer; base_optimizer must be the optimizer",
+        ),
+        (lambda p: NoRate(p), "NoRate has a parameter group without lr"),
         (lambda p: LAMB(p), "base_optimizer is a LAMB, which is layerwise already"),
         (lambda p: Layerwise(SGD(p)), "which is layerwise already"),
         (lambda p: timm_lamb()(p), "Lamb has an option max_grad_norm of its own"),
@@ -427,3 +471,194 @@ def test_layer_groups_work_through_the_base() -> None:
     assert float(ratios["0.bias"]) == float(ratios["1.weight"]) == 1
     assert float(ratios["0.weight"]) != 1
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+class Counts(SGD):
+    """Has attributes, a tensor in its groups, and its parameters a second time."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+        self.seen: list[int] = []
+        self.count = torch.zeros(())
+        self.again = [p for group in self.param_groups for p in group["params"]]
+        for group in self.param_groups:
+            group["k"] = torch.zeros(())
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.seen.append(1)
+        self.count += 1
+        for group in self.param_groups:
+            group["k"] += 1
+        for p in self.again:
+            if p.grad is not None:
+                p.sub_(self.param_groups[0]["lr"] * p.grad)
+
+
+def test_the_trial_reaches_nothing_of_the_base_by_another_way() -> None:
+    made = parameters(torch.float32)
+    before = [p.detach().clone() for p in made]
+    for p in made:
+        p.grad = torch.ones_like(p)
+    base = Counts(made)
+    optimizer = Layerwise(base)
+    assert all(torch.equal(p, old) for p, old in zip(made, before, strict=True))
+    assert base.seen == []
+    assert float(base.count) == float(base.param_groups[0]["k"]) == 0
+    assert base.again[0] is made[0]
+    optimizer.step()
+    torch.testing.assert_close((made[0].detach() - before[0]).norm(), 0.1 * before[0].norm())
+
+
+def test_a_base_within_a_base_is_left_alone_by_the_trial() -> None:
+    made = parameters(torch.float32)
+    before = [p.detach().clone() for p in made]
+    for p in made:
+        p.grad = torch.ones_like(p)
+    inner = SGD(made, lr=0.1, momentum=0.9)
+    Layerwise(timm_lookahead()(inner))
+    assert all(torch.equal(p, old) for p, old in zip(made, before, strict=True))
+    assert not inner.state
+
+
+def test_wrappers_are_refused_before_they_are_emptied() -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    try:
+        inner = AdamW(parameters(torch.float32))
+        wrapped = Accelerator(cpu=True).prepare(inner)
+        with pytest.raises(ValueError, match="AcceleratedOptimizer is a wrapper"):
+            Layerwise(wrapped)
+        assert len(inner.param_groups) == 1
+    finally:
+        AcceleratorState._reset_state(True)
+
+
+class MovesAll(SGD):
+    """Decays every parameter of its groups, with a gradient or without."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(1 - group["lr"] * 0.1)
+                if p.grad is not None:
+                    p.sub_(group["lr"] * p.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_parameter_without_a_gradient_is_kept_from_the_base(dtype: torch.dtype) -> None:
+    made = parameters(dtype)
+    before = [p.detach().clone() for p in made]
+    optimizer = Layerwise(MovesAll(made, lr=0.1))
+    made[0].grad = torch.ones_like(made[0])
+    optimizer.step()
+    assert not torch.equal(made[0], before[0])
+    assert all(torch.equal(p, old) for p, old in zip(made[1:], before[1:], strict=True))
+    assert optimizer.param_groups[0]["params"] == made
+
+
+def test_a_refused_wrapping_leaves_the_base_as_it_was_and_a_second_one_is_refused() -> None:
+    made = parameters()
+    base = AdamW(made)
+    keys = set(base.param_groups[0])
+    with pytest.raises(ValueError, match="norm is 3"):
+        Layerwise(base, norm=3)  # pyright: ignore[reportArgumentType]
+    assert set(base.param_groups[0]) == keys
+    optimizer = Layerwise(base, norm=2, max_grad_norm=1.0)
+    assert optimizer.param_groups[0]["max_grad_norm"] == 1.0
+    with pytest.raises(ValueError, match="this AdamW is the base of a Layerwise already; make another"):
+        Layerwise(base, max_grad_norm=2.0)
+
+
+def test_a_misspelt_option_in_a_group_of_the_base_is_refused() -> None:
+    base = AdamW([{"params": parameters(), "max_grad_nrm": 1.0}])
+    with pytest.raises(ValueError, match="'max_grad_nrm'; did you mean 'max_grad_norm'"):
+        Layerwise(base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_init_state_completes_what_some_parameters_have(dtype: torch.dtype) -> None:
+    small, large = nn.Parameter(torch.ones(2, dtype=dtype)), nn.Parameter(torch.ones(5, dtype=dtype))
+    optimizer = Layerwise(AdamW([small, large], lr=0.1), master_weights=True)
+    small.grad = torch.ones_like(small)
+    optimizer.step()
+    held = optimizer.state[small]["exp_avg"].clone()
+    optimizer.init_state()
+    assert float(optimizer.state[small]["step"]) == 1
+    assert float(optimizer.state[large]["step"]) == 0
+    assert torch.equal(optimizer.state[small]["exp_avg"], held)
+    assert all(("master" in optimizer.state[p]) is (dtype == torch.bfloat16) for p in (small, large))
+
+
+def test_init_state_gives_masters_where_the_base_has_made_its_state_itself() -> None:
+    x = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    optimizer = Layerwise(Adagrad([x], lr=0.1), master_weights=True)
+    assert optimizer.state[x]["sum"].dtype == torch.bfloat16
+    optimizer.init_state()
+    assert optimizer.state[x]["sum"].dtype == optimizer.state[x]["master"].dtype == torch.float32
+
+
+def test_init_state_without_data() -> None:
+    x = nn.Parameter(torch.ones(3, device="meta"))
+    optimizer = Layerwise(AdamW([x]))
+    optimizer.init_state()
+    assert optimizer.state[x]["exp_avg"].is_meta
+
+
+class Nested(SGD):
+    """Has tensors of other shapes, in a list, as bases with preconditioners do."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    if not state:
+                        state["Q"] = [torch.eye(p.shape[0]), {"half": torch.ones(3, dtype=torch.float32) / 3}]
+                        state["rows"] = torch.ones(p.shape[0]) / 3
+                    state["Q"][0].mul_(0.5)
+                    p.sub_(group["lr"] * p.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_nested_state_is_copied_and_keeps_its_dtypes(dtype: torch.dtype) -> None:
+    made, twins = parameters(dtype), parameters(dtype)
+    optimizer, other = Layerwise(Nested(made, lr=0.1)), Layerwise(Nested(twins, lr=0.1))
+    for p, q in zip(made, twins, strict=True):
+        p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    optimizer.step()
+    other.load_state_dict(optimizer.state_dict())
+    one, two = optimizer.state[made[0]], other.state[twins[0]]
+    assert torch.equal(one["Q"][0], two["Q"][0])
+    assert two["Q"][1]["half"].dtype == two["rows"].dtype == torch.float32
+    assert torch.equal(two["rows"], one["rows"])
+    other.step()
+    assert not torch.equal(one["Q"][0], two["Q"][0])
+
+
+def test_a_capturable_base_takes_a_state_dict_that_is_not() -> None:
+    """How to compute belongs to the object. (On a CPU torch's capturable AdamW cannot step.)"""
+    made = parameters(torch.float32)
+    saved = AdamW(made)
+    saved.step()
+    optimizer = Layerwise(AdamW(parameters(torch.float32), capturable=True), capturable=True)
+    optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.param_groups[0]["capturable"] is True
+
+
+def test_a_gradient_of_another_dtype_is_stepped_in_the_parameters_own() -> None:
+    ends = []
+    for other in (False, True):
+        x = nn.Parameter(torch.tensor([3.0, 4.0]))
+        if other:
+            x.grad_dtype = torch.bfloat16  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer = Layerwise(AdamW([x], lr=0.1), max_grad_norm=1.0)
+        x.grad = torch.tensor([0.5, 0.25], dtype=torch.bfloat16 if other else torch.float32)
+        optimizer.step()
+        assert x.grad.dtype == (torch.bfloat16 if other else torch.float32)
+        ends.append(x.detach().clone())
+    torch.testing.assert_close(*ends)

@@ -9,8 +9,9 @@ import pytest
 import shared_workers
 import torch
 from shared_workers import RULES, parameters, run, set_gradients
+from torch import nn
 
-from largebatch.optim import Layerwise
+from largebatch.optim import LAMB, LANS, Layerwise, layer_groups
 
 pytestmark = pytest.mark.xdist_group("norms over processes")
 
@@ -94,3 +95,29 @@ def test_the_general_strategy_is_clipped_by_the_norm_of_all(ranks: list[dict[str
     for rank, found in enumerate(ranks):
         for p, q in zip(found["general"]["end"], ends[rank::2], strict=True):
             torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", [LAMB, LANS])
+def test_named_groups_go_through_zero_redundancy(ranks: list[dict[str, Any]], kind: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    optimizer = kind(layer_groups(model), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(2, 3, dtype=torch.float64)).pow(2).sum().backward()
+        optimizer.step()
+    for found in ranks:
+        for p, q in zip(found["named_groups"][kind.__name__], model.parameters(), strict=True):
+            torch.testing.assert_close(p, q.detach(), rtol=1e-12, atol=1e-13)
+        ratios = found["named_groups"][f"{kind.__name__}: ratios"]
+        assert ratios == [str(n) for n in range(len(ratios))], "names that are not this share's own are not used"
+
+
+def test_a_threshold_that_comes_later_is_refused_at_the_step(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert "max_grad_norm within ZeroRedundancyOptimizer needs norm_process_group" in found["clipped_later"]["told"]
+
+
+def test_the_base_of_the_general_strategy_is_skipped_in_all_processes(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert found["general_skipped"] == {"moved": [True, False], "count": 1}

@@ -3,8 +3,10 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -275,3 +277,58 @@ def test_every_option_changes_the_step_also_per_group(name: str, option: str, ba
             optimizer.step()
         ends.append(x.detach())
     assert not torch.allclose(ends[0], ends[1], rtol=1e-4)
+
+
+def test_what_waits_for_the_host_is_refused_while_a_cuda_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: parameters say that they are on one, and the stream that it is being captured."""
+
+    class OnCuda(torch.Tensor):
+        is_cuda = True  # pyright: ignore[reportAssignmentType]
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for make in (LAMB, LANS, MAKERS["LARS"]):
+        x = torch.ones(2).as_subclass(OnCuda)
+        x.grad = torch.ones(2)
+        with pytest.raises(RuntimeError, match="CUDA graph is being captured, but capturable is False"):
+            make([x]).step()
+        optimizer = make([x], capturable=True, lr=torch.tensor(0.1))
+        with pytest.raises(RuntimeError, match="lr is a tensor on the CPU"):
+            optimizer.step()
+        make([x], capturable=True, lr=0.1).step()
+
+
+def test_a_device_without_float64_is_refused() -> None:
+    class OnMps(torch.Tensor):
+        device = torch.device("mps")  # pyright: ignore[reportAssignmentType]
+
+    with pytest.raises(NotImplementedError, match="parameter 0 is on mps, which has no float64"):
+        LAMB([torch.ones(2).as_subclass(OnMps)])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_grad_norm", torch.tensor([1.0, 2.0])),
+        ("norm", np.array([1, 2])),
+        ("lr", 10**400),
+        ("nesterov", np.array(["first"])),
+        ("weight_decay", 10**400),
+    ],
+)
+def test_arrays_and_endless_numbers_are_refused_in_our_words(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option} is .*; it must be"):
+        over("LAMB", **{option: value})
+
+
+def test_fractions_are_numbers() -> None:
+    x = nn.Parameter(torch.ones(2))
+    optimizer = LAMB([x], lr=Fraction(1, 8), max_grad_norm=Fraction(1), eps=Fraction(1, 64))  # pyright: ignore[reportArgumentType]
+    x.grad = torch.ones(2)
+    optimizer.step()
+    torch.testing.assert_close(x.detach(), torch.full((2,), 0.875))
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_a_group_without_parameters_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="a parameter group has 'lr' but not 'params'"):
+        over(name).add_param_group({"lr": 0.1})

@@ -454,3 +454,106 @@ def test_a_step_without_any_gradient_is_nothing() -> None:
         optimizer = make([x], lr=math.pi)
         optimizer.step()
         assert torch.equal(x, torch.ones(3))
+
+
+@both_backends
+@pytest.mark.parametrize("name", ["LAMB", "LARS", "Layerwise SGD", "Layerwise AdamW"])
+def test_a_layer_whose_gradient_has_been_zero_for_long_never_leaps(name: str, backend: bool) -> None:
+    """Its direction fades below what float32 can square; it goes on by lr times its norm until there is none left."""
+    x = nn.Parameter(random(300, 30)[0].float())
+    optimizer = MAKERS[name]([x], lr=0.01, weight_decay=0.0, foreach=backend)
+    x.grad = random(300, 30, seed=1)[0].float()
+    optimizer.step()
+    x.grad = torch.zeros_like(x)
+    moved = False
+    for _ in range(1200):
+        before = x.detach().clone()
+        optimizer.step()
+        step = float((x.detach() - before).double().norm() / before.double().norm())
+        assert step < 0.0101, "and it is a number"
+        moved |= step > 0.0099
+    assert moved
+    assert x.isfinite().all()
+
+
+SIZES = [(1.0, 1e-24), (1.0, 1e18), (1e-25, 1.0), (1e24, 1.0)]
+"""Of weights and gradients: what float32 holds, and not its square."""
+OUT_OF_REACH = {("LAMB", 1.0, 1e-24), ("Layerwise SGD", 1.0, 1e-24), ("Layerwise SGD", 1e24, 1.0)}
+"""LAMB's v holds the squares themselves, and the step of a base has to show in the weights."""
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "gradient"),
+    [
+        (name, *size)
+        for name in ("LAMB", "LANS", "LARS", "LARS 2017", "Layerwise SGD")
+        for size in SIZES
+        if (name, *size) not in OUT_OF_REACH
+    ],
+)
+def test_sizes_that_float32_cannot_square_are_measured_all_the_same(name: str, weight: float, gradient: float) -> None:
+    start, grads = random(40, 30, count=3)
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.0}
+    if name in ("LAMB", "LANS"):
+        options["eps"] = 1e-30
+    clips: list[dict[str, Any]] = [{}] if name == "LANS" else [{}, {"max_grad_norm": 1e-3}]
+    for clip in clips:
+        ends = []
+        for dtype in (torch.float64, torch.float32):
+            for backend in (False, True):
+                given = [(gradient * g).to(dtype) for g in grads]
+                end = steps((weight * start).to(dtype), given, MAKERS[name], foreach=backend, **options, **clip)
+                ends.append(end.double() / weight)
+        assert name == "LARS 2017" or not torch.allclose(ends[0], start, rtol=1e-3)
+        for end in ends[1:]:
+            torch.testing.assert_close(end, ends[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_clip_does_not_erase_a_long_gradient() -> None:
+    for backend in (False, True):
+        x = nn.Parameter(torch.ones(64, 64))
+        optimizer = LAMB([x], lr=0.1, max_grad_norm=1.0, foreach=backend)
+        x.grad = torch.full((64, 64), 1e20)
+        assert float(optimizer.grad_norm()) == pytest.approx(64e20)
+        optimizer.step()
+        torch.testing.assert_close(x.detach(), torch.full((64, 64), 0.9))
+
+
+def test_norms_of_tensors_that_are_not_dense_are_exact() -> None:
+    x = torch.rand(1_000_000, 2, generator=torch.Generator().manual_seed(0)).t()
+    p = nn.Parameter(x.contiguous())
+    p.grad = x
+    assert not x.is_contiguous()
+    exact = float(x.double().square().sum().sqrt())
+    assert float(LAMB([p]).grad_norm()) == pytest.approx(exact, rel=1e-12)
+    optimizer = LARS([p], lr=0.1, momentum=0.0, weight_decay=0.0, foreach=True)
+    optimizer.step()
+    assert float(optimizer.trust_ratios()["0"]) == pytest.approx(1.0, rel=1e-7)
+
+
+def test_the_norm_of_gradients_of_a_subclass_of_tensor() -> None:
+    class Marked(Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            assert "_foreach" not in getattr(func, "__name__", ""), "this subclass has no multi-tensor operations"
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    x = nn.Parameter(torch.ones(2))
+    x.grad = torch.tensor([3.0, 4.0]).as_subclass(Marked)
+    assert float(LAMB([x], foreach=False).grad_norm()) == 5
+
+
+@pytest.mark.filterwarnings("ignore:Profiler record function")
+@pytest.mark.parametrize("make", [LAMB, LANS, MAKERS["LARS"]])
+def test_stacked_is_checked_at_each_step(make: Any) -> None:
+    for compiled in (False, True):
+        x = nn.Parameter(torch.arange(8.0).view(4, 2))
+        x.grad = torch.ones(4, 2)
+        optimizer = make([x])
+        optimizer.param_groups[0]["stacked"] = (0, 3)
+        before = x.detach().clone()
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        with pytest.raises(Exception, match=r"shape \(4, 2\); stacked=\(0, 3\) needs a dimension 0 that 3 divides"):
+            step()
+        assert torch.equal(x, before)
+    torch._dynamo.reset()

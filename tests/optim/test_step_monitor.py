@@ -161,10 +161,45 @@ def test_complex_layers_have_a_relative_step() -> None:
         ({"every": 0}, "every is 0; it must be an integer at least 1"),
         ({"every": True}, "every is True"),
         ({"every": 2.5}, "every is 2.5"),
-        ({"max_relative_step": 0}, "max_relative_step is 0; it must be None or a positive finite number"),
+        ({"max_relative_step": 0}, "max_relative_step is 0; it must be a number above 0, finite"),
+        ({"max_relative_step": True}, "max_relative_step is True"),
+        ({"max_relative_step": "a"}, "max_relative_step is 'a'"),
+        ({"first_step": "a"}, "first_step is 'a'; it must be an integer"),
+        ({"writer": 3}, "writer is 3; it must be None or have a method add_scalar"),
+        ({"optimizer": None}, "optimizer is of type NoneType; it must be a torch.optim.Optimizer"),
         ({"max_relative_step": math.nan}, "max_relative_step is nan"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StepMonitor(LAMB([nn.Parameter(torch.ones(2))]), **options)
+        StepMonitor(**{"optimizer": LAMB([nn.Parameter(torch.ones(2))]), **options})
+
+
+def test_a_layer_that_is_no_number_any_more_is_warned_of() -> None:
+    x = nn.Parameter(torch.ones(2))
+    optimizer = LAMB([("x", x)])
+    monitor = StepMonitor(optimizer, Writer(), every=1, max_relative_step=0.5)
+    x.grad = torch.tensor([1.0, math.nan])
+    with pytest.warns(RuntimeWarning, match="the layer x moved by inf times its norm"):
+        optimizer.step()
+    assert monitor.relative_steps == {"x": math.inf}
+
+
+def test_groups_that_come_within_a_step_and_steps_that_raise() -> None:
+    x, y = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = LAMB([("x", x)], lr=0.1)
+    monitor = StepMonitor(optimizer, every=1, max_relative_step=0.5)
+
+    def closure() -> float:
+        optimizer.add_param_group({"params": [("y", y)]})
+        x.grad = torch.ones(2)
+        return 1.0
+
+    optimizer.step(closure)
+    assert set(monitor.relative_steps) == {"x"}
+    optimizer.param_groups[0]["lr"] = -1.0
+    with pytest.raises(ValueError, match=r"lr is -1\.0"):
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step()
+    assert set(monitor.relative_steps) == {"x", "y"}

@@ -110,10 +110,8 @@ class TrustRatioOptimizer(StatefulOptimizer):
 
     def _check_all(self) -> None:
         for group in self.param_groups:
-            self._check_group(group, look_at_tensors=False)
-            for p in group["params"]:
-                if p.grad is not None:
-                    refuse_sparse(p.grad)
+            self._check_for_step(group)
+        _refuse_capture(self.param_groups)
 
     def _gather(self) -> list[Call]:
         """Return the layers that have a gradient, alike ones together."""
@@ -180,7 +178,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
         if threshold is not None and norm is not None:
             own = on(call.device, norm) if scale is None else on(call.device, norm) * scale
             # A zero norm makes the quotient infinite, which the clamp takes back to 1.
-            clip = (threshold / own).clamp(max=1)
+            clip = (float(threshold) / own).clamp(max=1)
             scale = clip if scale is None else scale * clip
         return scale
 
@@ -303,3 +301,15 @@ class TrustRatioOptimizer(StatefulOptimizer):
                 shape = (self._directions, group["stacked"][1] if group["stacked"] else 1)
                 found[name] = torch.full(shape, math.nan, dtype=torch.float64, device=p.device)
         return found
+
+
+def _refuse_capture(groups: list[dict[str, Any]]) -> None:
+    """Refuse to be recorded into a CUDA graph with numbers from the host, which a replay would not see change."""
+    on_cuda = any(p.is_cuda for group in groups for p in group["params"][:1])
+    if not on_cuda or not torch.cuda.is_current_stream_capturing():
+        return
+    for group in groups:
+        if not group.get("capturable"):
+            raise RuntimeError("a CUDA graph is being captured, but capturable is False; it must be True in all groups")
+        if isinstance(group["lr"], Tensor) and not group["lr"].is_cuda:
+            raise RuntimeError("a CUDA graph is being captured, but lr is a tensor on the CPU; it must be on the GPU")

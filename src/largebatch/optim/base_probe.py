@@ -3,7 +3,7 @@
 The strategy takes the base's step at one rate for a direction, ``x <- x - rate * u``, and gives it another length. So
 the step has to be proportional to the rate: not so where the rate is kept in the state (ASGD, Rprop, schedule-free
 optimizers), inside the momentum (the LARS of 2017), or capped by something else (Adafactor). A twin of the base
-takes two steps on copies of one small parameter of each group, at two rates; the base itself is not touched.
+takes two steps on tensors like one small parameter of each group, at two rates; the base itself is not touched.
 """
 
 import copy
@@ -42,6 +42,8 @@ def check_base(base: Any) -> None:
     name = type(base).__name__
     if any(isinstance(getattr(type(base), part, None), property) for part in ("param_groups", "state")):
         raise ValueError(f"{name} is a wrapper of an optimizer; base_optimizer must be the optimizer inside")
+    if any("lr" not in group for group in base.param_groups):
+        raise ValueError(f"{name} has a parameter group without lr; a base optimizer has to have a learning rate")
     parameters = list(inspect.signature(type(base).step).parameters.values())[1:]
     if isinstance(base, LBFGS) or any(p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD for p in parameters):
         raise ValueError(f"the step of {name} needs a closure; a base optimizer has to step without one")
@@ -102,6 +104,8 @@ def _proportional(base: Optimizer) -> bool:
     """
     whole = [_second_step(base, BASE_RATE, factor) for factor in (1.0, -0.7)]
     half = [_second_step(base, BASE_RATE / 2, factor) for factor in (1.0, -0.7)]
+    if not any(a.is_meta or a.any() for a in whole[0]):
+        raise RuntimeError("its copy moves nothing")
     return all(
         _alike(one, 2 * other) and _alike(one - two, 2 * (other - another))
         for one, two, other, another in zip(*whole, *half, strict=True)
@@ -127,31 +131,38 @@ def _second_step(base: Optimizer, rate: float, factor: float) -> list[Tensor]:
 
 @torch.no_grad()
 def _twin(base: Optimizer, *, with_state: bool) -> tuple[Optimizer, list[Tensor]]:
-    """Return an optimizer like the base, over a copy of the smallest parameter of each group, and these copies."""
-    # What else the base has is copied, for its steps may change it; its parameters themselves are not.
-    shared = {id(p): p for group in base.param_groups for p in group["params"]}
+    """Return an optimizer like the base, over a tensor like the smallest parameter of each group, and these tensors."""
     groups: list[dict[str, Any]] = []
     state: defaultdict[Tensor, Any] = defaultdict(dict)
     tensors: list[Tensor] = []
+    # What else the base has is copied, for its steps may change it: with this memory of what stands for what, so that
+    # parameters and groups that it holds a second time are the twin's own there too, and never those of the base.
+    memory: dict[int, Any] = {id(base.param_groups): groups, id(base.state): state}
+    chosen = [
+        (group, min((p for p in group["params"] if p.numel()), key=Tensor.numel))
+        for group in base.param_groups
+        if any(p.numel() for p in group["params"])
+    ]
     for group in base.param_groups:
-        candidates = [p for p in group["params"] if p.numel()]
-        if not candidates:
-            continue
-        p = min(candidates, key=Tensor.numel)
-        own = p.detach().to(STATE_DTYPE.get(p.dtype, p.dtype), copy=True)
-        # Weights that are all alike would hide what a rule makes of them.
-        own += torch.linspace(0.1, 1, own.numel(), device=own.device).view(own.shape).to(own.dtype)
-        if with_state and base.state.get(p):
-            state[own] = widened(copy.deepcopy(dict(base.state[p]), dict(shared)))
-        options = {key: copy.deepcopy(value, dict(shared)) for key, value in group.items() if key != "params"}
-        groups.append({**options, "params": [own]})
+        memory.update({id(p): torch.nn.Parameter(p.detach().new_empty(0)) for p in group["params"]})
+    for _, p in chosen:
+        # Not the weights themselves, which might be of any size, or all alike.
+        values = torch.linspace(0.1, 1, p.numel(), device=p.device).view(p.shape)
+        own = torch.empty_like(p, dtype=STATE_DTYPE.get(p.dtype, p.dtype)).copy_(values)
+        memory[id(p)] = own
         tensors.append(own)
+    for (group, p), own in zip(chosen, tensors, strict=True):
+        if with_state and base.state.get(p):
+            state[own] = widened(copy.deepcopy(dict(base.state[p]), memory))
+        options = {key: copy.deepcopy(value, memory) for key, value in group.items() if key != "params"}
+        groups.append({**options, "params": [own]})
+        memory[id(group)] = groups[-1]
     twin = object.__new__(type(base))
     for name, value in base.__dict__.items():
         if name.startswith("_optimizer_") and name.endswith("_hooks"):
             twin.__dict__[name] = OrderedDict()
         elif name not in ("param_groups", "state", "step"):  # schedulers wrap the step of the object
-            twin.__dict__[name] = copy.deepcopy(value, dict(shared))
+            twin.__dict__[name] = copy.deepcopy(value, memory)
     twin.param_groups, twin.state = groups, state
     return twin, tensors
 

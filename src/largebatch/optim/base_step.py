@@ -3,7 +3,8 @@
 A full-precision parameter is stepped where it is, after a snapshot, so that any base will do. Of a half-precision one
 the step would be rounded away: a float32 stand-in takes its place in the base's groups, with its state, for the
 time of the step. (Giving the parameter itself float32 data would reset its gradient accumulator, and with it the
-hooks of DDP.) A gradient that is clipped, unscaled or negated is replaced by a copy for the same time.
+hooks of DDP.) A gradient that is clipped, unscaled or negated is replaced by a copy for the same time. Parameters
+without a gradient are kept out of the base's sight, for a base that moves them anyway would do so at this rate.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -60,7 +61,10 @@ def take_base_step(
         versions = {p: p._version for p in ends.stand_ins}
         for group in base.param_groups:
             group["lr"] = BASE_RATE
-        if ends.stand_ins or found_inf is not None:
+        # A compiler would break off at the exchange; torch's own bases pass such parameters over anyway.
+        hides = not torch.compiler.is_compiling()
+        without = [p for group in base.param_groups for p in group["params"] if hides and p.grad is None]
+        if ends.stand_ins or without or found_inf is not None:
             with _standing_in(base, ends.stand_ins), _told(base, found_inf):
                 base.step()
         elif torch.compiler.is_compiling() and not (base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks):
@@ -78,6 +82,8 @@ def take_base_step(
                 group["capturable"] = capturable  # the compiler has set it for its trace, and would write it down
         for p, gradient in ends.own_gradients.items():
             p.grad = gradient
+    for p in ends.stand_ins:
+        base.state.get(p, {}).pop("master", None)
     for p, master in ends.masters.items():
         base.state[p]["master"] = master
     if any(p._version != version for p, version in versions.items()):
@@ -107,6 +113,8 @@ def create_base_state(base: Optimizer, parameters: Iterable[Tensor]) -> None:
     try:
         for p in gradients:
             p.grad = None
+        for stand_in in stand_ins.values():
+            stand_in.grad = torch.zeros_like(stand_in)
         with _standing_in(base, stand_ins):
             make_state(base, stand_ins.values())
     finally:
@@ -118,7 +126,7 @@ def create_base_state(base: Optimizer, parameters: Iterable[Tensor]) -> None:
 
 def _prepare(p: Tensor, grad: Tensor, call: Call, base: Optimizer, ends: _Ends) -> None:
     gradient = _seen_gradient(grad, call)
-    if p.dtype not in HALF:
+    if p.dtype not in HALF and grad.dtype == p.dtype:
         ends.snapshots[p] = p.clone() if call.options["differentiable"] else p.detach().clone()
         if gradient is not grad:
             ends.own_gradients[p] = grad
@@ -136,8 +144,8 @@ def _prepare(p: Tensor, grad: Tensor, call: Call, base: Optimizer, ends: _Ends) 
 def _seen_gradient(grad: Tensor, call: Call) -> Tensor:
     """Return the gradient that the base is to see: the parameter's own where nothing is done to it."""
     scale = call.layers.g_scale
-    if grad.dtype in HALF:
-        grad = grad.to(torch.float32)
+    if not grad.is_complex() and grad.dtype != call.layers.dtype:
+        grad = grad.to(call.layers.dtype)
     if scale is not None:
         grad = grad * scale.to(call.layers.dtype)
     return -grad if call.options["maximize"] else grad
@@ -145,10 +153,10 @@ def _seen_gradient(grad: Tensor, call: Call) -> Tensor:
 
 @contextmanager
 def _standing_in(base: Optimizer, stand_ins: Mapping[Tensor, Tensor]) -> Iterator[None]:
-    """Let the base meet other tensors in the place of some parameters, with the states of these in float32."""
-    if not stand_ins:
-        yield
-        return
+    """Let the base meet other tensors in the place of some parameters, with the states of these in float32.
+
+    Parameters without a gradient it does not meet.
+    """
     lists = [group["params"] for group in base.param_groups]
     masters: dict[Tensor, Tensor] = {}
     for p, stand_in in stand_ins.items():
@@ -158,7 +166,8 @@ def _standing_in(base: Optimizer, stand_ins: Mapping[Tensor, Tensor]) -> Iterato
                 masters[p] = state.pop("master")
             base.state[stand_in] = state
     for group in base.param_groups:
-        group["params"] = [stand_ins.get(p, p) for p in group["params"]]
+        seen = [stand_ins.get(p, p) for p in group["params"]]
+        group["params"] = [p for p in seen if p.grad is not None]
     try:
         yield
     finally:

@@ -1,10 +1,13 @@
 """State dicts of other makers, put into our words before they are checked and loaded.
 
-- torch's Adam and AdamW: the same keys; amsgrad, decay in the gradient and NAdam's momentum have no counterpart here.
-- timm's Lamb: counts steps in the group instead of in each state, and says with other options what we can say.
-- torch's SGD and timm's Lars: a momentum buffer that may be None.
+- LAMB takes over torch's Adam and AdamW: the same keys; amsgrad and decay in the gradient have no counterpart here.
+- LAMB takes over timm's Lamb: it counts steps in the group instead of in each state, and says with other options what
+  we can say.
+- LARS takes over timm's Lars, which is its rule "2017-lr-outside".
 
-An option that would change the steps to come and that we do not have is refused.
+What was written by another rule is refused, for its moments are of other units though they may have the same names: so
+are LAMB's for LANS, and SGD's momentum for LARS. An option that would change the steps to come and that we do not
+have is refused too.
 """
 
 from collections.abc import Mapping
@@ -12,37 +15,81 @@ from typing import Any
 
 from torch import Tensor
 
-_ADAM = {"amsgrad": False, "momentum_decay": None}
-"""Options of torch's Adam and NAdam that we do not have, with the value at which the rule is ours."""
+MARK = "algorithm"
+"""The key of a parameter group that says which rule its state is of."""
+_LOADED = {
+    "LAMB": ("LAMB", "torch's Adam", "timm's Lamb"),
+    "LANS": ("LANS",),
+    "LARS": ("LARS", "timm's Lars"),
+}
+_ADAM = {"amsgrad": False}
 _TIMM_LAMB = {
     "grad_averaging": True,
     "caution": False,
     "decoupled_decay": False,
     "corrected_weight_decay": False,
 }
-"""Options of timm's Lamb that we do not have, with the value at which its rule is ours."""
+_TIMM_LARS = {"dampening": 0, "trust_clip": False}
+"""Options of others that we do not have, with the value at which their rule is ours."""
+_SIGNS = {
+    "timm's Lamb": ("grad_averaging",),
+    "timm's Lars": ("trust_coeff",),
+    "torch's Adam": ("amsgrad",),
+    "torch's SGD": ("dampening",),
+    "an optimizer that is not known here": (
+        "decoupled_weight_decay",
+        "momentum_decay",
+        "lr_decay",
+        "alpha",
+        "rho",
+        "lambd",
+        "etas",
+        "ns_steps",
+        "beta2_decay",
+    ),
+}
+"""Options by which the groups of others are told, the first maker that has one of them first."""
 
 
-def translated(group: Mapping[str, Any], states: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def translated(
+    algorithm: str, group: Mapping[str, Any], states: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return a packed group and the states of its parameters in our words; both as they are if they are ours.
 
+    Args:
+        algorithm: the rule that is to go on with them.
+        group: of a state dict, without parameters.
+        states: of the group's parameters.
+
     Raises:
-        ValueError: the group was written with an option that changes the step and that we do not have.
+        ValueError: the group was written by another rule, or with an option that changes the step and that we do
+            not have.
     """
     group = dict(group)
-    _refuse_others(group, _ADAM, "Adam")
-    if not group.pop("decoupled_weight_decay", True) and group.get("weight_decay"):
+    maker = group.get(MARK) or next((name for name, signs in _SIGNS.items() if set(signs) & set(group)), None)
+    if maker is not None and maker not in _LOADED[algorithm]:
         raise ValueError(
-            f"the state dict of Adam has weight_decay={group['weight_decay']!r} in the gradient; here it has to be 0, "
-            "or decoupled as AdamW's"
+            f"the state dict is of {maker}, whose state {algorithm} cannot go on with; it loads those of "
+            f"{', '.join(_LOADED[algorithm])}"
         )
-    if isinstance(betas := group.get("betas"), (tuple, list)):
-        group["betas"] = tuple(float(beta) if isinstance(beta, Tensor) else beta for beta in betas)
-    if "grad_averaging" in group:
+    if maker == "timm's Lamb":
         group, states = _from_timm_lamb(group, states)
-    elif "dampening" in group:
-        group = _from_momentum(group)
+    elif maker == "timm's Lars":
+        group = _from_timm_lars(group)
+    elif maker == "torch's Adam":
+        group = _from_adam(group)
     return group, [{key: value for key, value in state.items() if value is not None} for state in states]
+
+
+def _from_adam(group: dict[str, Any]) -> dict[str, Any]:
+    _refuse_others(group, _ADAM, "torch's Adam")
+    if not group.pop("decoupled_weight_decay", True) and group["weight_decay"]:
+        raise ValueError(
+            f"the state dict of torch's Adam has weight_decay={group['weight_decay']!r} in the gradient; here it has "
+            "to be 0, or decoupled as AdamW's"
+        )
+    group["betas"] = tuple(float(beta) if isinstance(beta, Tensor) else beta for beta in group["betas"])
+    return group
 
 
 def _from_timm_lamb(group: dict[str, Any], states: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -57,11 +104,8 @@ def _from_timm_lamb(group: dict[str, Any], states: list[dict[str, Any]]) -> tupl
     return group, states
 
 
-def _from_momentum(group: dict[str, Any]) -> dict[str, Any]:
-    if "trust_coeff" not in group:
-        _refuse_others(group, {"dampening": 0}, "SGD")
-        return group
-    _refuse_others(group, {"dampening": 0, "trust_clip": False}, "timm's Lars")
+def _from_timm_lars(group: dict[str, Any]) -> dict[str, Any]:
+    _refuse_others(group, _TIMM_LARS, "timm's Lars")
     group["adapt"] = bool(group.pop("always_adapt", False)) or group["weight_decay"] != 0
     return {"rule": "2017-lr-outside", "trust_coefficient": group.pop("trust_coeff"), **group}
 

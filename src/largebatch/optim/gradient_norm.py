@@ -51,7 +51,7 @@ class SharedSums:
         found = torch.zeros_like(total) if found_inf is None else on(device, found_inf).to(total.dtype)
         both = torch.stack([total, found])
         dist.all_reduce(both, group=self.process_group)
-        return both[0], None if found_inf is None else both[1]
+        return both[0], None if found_inf is None else both[1].to(found_inf.dtype)
 
     def device(self) -> torch.device:
         """Return where the sums of a process without parameters are made: where the others' can meet them."""

@@ -177,6 +177,7 @@ class LAMB(TrustRatioOptimizer):
         torch.Size([1, 1])
     """
 
+    _algorithm: ClassVar[str] = "LAMB"
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
     _phases: ClassVar[dict[str, Phases]] = {
         "plain": Phases(squares, lamb_norms_, lamb_apply_, any_number_of_elements),

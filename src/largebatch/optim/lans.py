@@ -113,6 +113,7 @@ class LANS(TrustRatioOptimizer):
         torch.Size([2, 1])
     """
 
+    _algorithm: ClassVar[str] = "LANS"
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
     _directions: ClassVar[int] = 2
     _normalises_gradients: ClassVar[bool] = True

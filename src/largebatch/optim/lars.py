@@ -150,6 +150,7 @@ class LARS(TrustRatioOptimizer):
         0.5
     """
 
+    _algorithm: ClassVar[str] = "LARS"
     _moments: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
     _counts_steps: ClassVar[bool] = False
     _phases: ClassVar[dict[str, Phases]] = {

@@ -5,15 +5,19 @@ out batch normalisation only. What is left out is told by module type and by nam
 """
 
 import fnmatch
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from largebatch.optim.options import check_number, check_stacked, check_stacked_shape
 
 Rule = str | type[nn.Module]
+_NORM = re.compile(r"Norm|NORM|(?<![A-Za-z])norm|norm(\dd)?$")
+"""The word norm in the name of a class: LayerNorm, BatchNorm2d, layernorm; not EnormousModel."""
 
 
 @dataclass
@@ -23,6 +27,10 @@ class _Entry:
     parameter: nn.Parameter
     names: list[str] = field(default_factory=list)
     owners: list[nn.Module] = field(default_factory=list)
+    meant: list[str] = field(default_factory=list)
+    """Its names as the rules see them: of a parametrized tensor, the name that it has without."""
+    scales: bool = False
+    """Whether it is the magnitude of a weight normalisation."""
 
 
 class LayerGroups(list[dict[str, Any]]):
@@ -32,11 +40,13 @@ class LayerGroups(list[dict[str, Any]]):
     """
 
     def __str__(self) -> str:
+        """Return the table; groups that were added by hand may lack what ours have."""
         stacks = any("stacked" in group for group in self)
         rows = [["parameters", "shape", "count", "elements", "weight_decay", "adapt", *(["stacked"] if stacks else [])]]
         for group in self:
             alike: dict[tuple[str, str], list[nn.Parameter]] = {}
-            for name, p in zip(group["param_names"], group["params"], strict=True):
+            names = group.get("param_names") or [f"parameter {n}" for n in range(len(group["params"]))]
+            for name, p in zip(names, group["params"], strict=True):
                 shape = " x ".join(map(str, p.shape)) or "scalar"
                 shape += "" if p.requires_grad else " (frozen)"
                 alike.setdefault((re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name), shape), []).append(p)
@@ -60,7 +70,9 @@ def _counts(parameters: Sequence[nn.Parameter]) -> tuple[str, str]:
 
 
 def _decisions(group: dict[str, Any], stacks: bool) -> list[str]:
-    made = [f"{group['weight_decay']:g}", "yes" if group["adapt"] else "no"]
+    decay, adapt = group.get("weight_decay"), group.get("adapt")
+    adapts = "default" if adapt is None else "yes" if adapt else "no"
+    made = ["default" if decay is None else f"{decay:g}", adapts]
     if stacks:
         dim, count = group.get("stacked") or (None, None)
         made.append("" if dim is None else f"{count} along {dim}")
@@ -80,15 +92,17 @@ def layer_groups(
     A rule in `no_decay`, `no_adapt` or `stacked` is one of
 
     - "bias": parameters whose own name has the word bias (``bias``, ``in_proj_bias``, ``bias_ih_l0``);
-    - "norm": parameters of a torch normalisation layer, or of any module whose class (or a base of it) has "norm"
-      in its name, if they are vectors: a matrix there is taken for a linear map that normalises its input;
+    - "norm": parameters of a torch normalisation layer, or of any module whose class (or a base of it) has the word
+      norm in its name, if they are vectors: a matrix there is taken for a linear map that normalises its input; and
+      the magnitudes of a weight normalisation;
     - a module class: parameters that an instance owns directly, such as ``nn.Embedding``;
     - any other string: a glob over whole dotted parts of the name. ``"embeddings"`` and ``"LayerNorm.weight"``
       match wherever these parts stand, ``"head.*.weight"`` only below a part ``head``.
 
-    Tied weights appear once, under their first name, and are left out if any of their names is. Frozen parameters
-    are included: they take no step and cost nothing until they have a gradient, so that thawing needs no new
-    groups and the numbers in a state dict do not depend on what was frozen.
+    A parametrized tensor is told by the name that it has without its parametrization. Tied weights appear once, under
+    their first name, and are left out if any of their names is. Frozen parameters are included: they take no step and
+    cost nothing until they have a gradient, so that thawing needs no new groups and the numbers in a state dict do not
+    depend on what was frozen.
 
     Args:
         model: any module.
@@ -101,12 +115,12 @@ def layer_groups(
             parameters have groups of their own.
 
     Returns:
-        A list of groups for `LAMB` or, but for the keys `adapt` and `stacked`, any torch optimizer; empty groups are
-        left away.
+        A list of groups for `LAMB` or, but for the keys `adapt` and `stacked`, any torch optimizer; empty groups
+        are left away.
 
     Raises:
-        ValueError: the model has no parameters, the decay is not a number at least 0, or a rule is neither a
-            string nor a module class, or is a pattern or class that matches nothing; a parameter that cannot be
+        ValueError: the model is none or has no parameters, the decay is not a number at least 0, or a rule is neither
+            a string nor a module class, or is a pattern or class that matches nothing; a parameter that cannot be
             cut as `stacked` says, or that two rules cut differently.
 
     Example:
@@ -122,20 +136,28 @@ def layer_groups(
         in all                 2        20          0.01  yes
         in all                 4        14             0  no
     """
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay is {weight_decay!r}; it must be a finite number at least 0")
+    if not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
+        raise ValueError(f"model is {given}; it must be a torch.nn.Module")
+    if stacked is not None and not isinstance(stacked, Mapping):
+        raise ValueError(f"stacked is {stacked!r}; it must be a mapping from rules to (dim, count)")
+    check_number("weight_decay", weight_decay, least=0)
     entries = _entries(model)
     if not entries:
         raise ValueError(f"{type(model).__name__} has no parameters")
-    still = _matches(entries, "no_decay", no_decay)
-    plain = _matches(entries, "no_adapt", no_adapt)
+    without_decay = _matches(entries, "no_decay", no_decay)
+    without_ratio = _matches(entries, "no_adapt", no_adapt)
     cuts = _cuts(entries, stacked or {})
     groups = LayerGroups()
     for cut in (None, *dict.fromkeys(cuts.values())):
         for decays in (True, False):
             for adapts in (True, False):
                 wanted = (decays, adapts, cut)
-                some = [e for i, e in enumerate(entries) if (i not in still, i not in plain, cuts.get(i)) == wanted]
+                some = [
+                    entry
+                    for i, entry in enumerate(entries)
+                    if (i not in without_decay, i not in without_ratio, cuts.get(i)) == wanted
+                ]
                 if some:
                     groups.append(
                         {
@@ -153,17 +175,11 @@ def _cuts(entries: list[_Entry], stacked: Mapping[Rule, tuple[int, int]]) -> dic
     """Return (dim, count) by the number of the entry, for those that hold several layers."""
     cuts: dict[int, tuple[int, int]] = {}
     for rule, cut in stacked.items():
-        pair = isinstance(cut, (tuple, list)) and len(cut) == 2
-        if not pair or any(isinstance(n, bool) or not isinstance(n, int) for n in cut) or cut[1] < 1:
-            raise ValueError(f"stacked has {cut!r} for the rule {rule!r}; it must be two integers (dim, count)")
-        dim, count = cut
+        check_stacked(cut)
+        dim, count = map(int, cut)
         for i in sorted(_matches(entries, "stacked", (rule,))):
-            shape, name = tuple(entries[i].parameter.shape), entries[i].names[0]
-            if not -len(shape) <= dim < len(shape) or shape[dim] % count:
-                raise ValueError(
-                    f"stacked has {cut!r} for the rule {rule!r}, but {name} has shape {shape}; it needs a dimension "
-                    f"{dim} that {count} divides"
-                )
+            name = entries[i].names[0]
+            check_stacked_shape(f"by the rule {rule!r}, {name}", entries[i].parameter, (dim, count))
             if cuts.setdefault(i, (dim, count)) != (dim, count):
                 raise ValueError(f"stacked has two rules for {name}, which cut it differently: {cuts[i]} and {cut}")
     return cuts
@@ -174,8 +190,19 @@ def _entries(model: nn.Module) -> list[_Entry]:
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name, p in module.named_parameters(prefix, recurse=False, remove_duplicate=False):
             entry = entries.setdefault(id(p), _Entry(p))
+            own = name.rpartition(".")[2]
             entry.names.append(name)
-            entry.owners.append(module)
+            if isinstance(module, ParametrizationList):
+                # MODULE.parametrizations.TENSOR.original stands for MODULE.TENSOR.
+                path, _, tensor = prefix.rpartition(".parametrizations.") if "." in prefix else ("", "", prefix)
+                path, tensor = ("", tensor.removeprefix("parametrizations.")) if not path else (path, tensor)
+                entry.meant.append(f"{path}.{tensor}" if path else tensor)
+                entry.owners.append(model.get_submodule(path))
+                entry.scales |= own == "original0" and "WeightNorm" in type(module[0]).__name__
+            else:
+                entry.meant.append(name)
+                entry.owners.append(module)
+                entry.scales |= own.endswith("_g") and hasattr(module, f"{own.removesuffix('_g')}_v")
     return list(entries.values())
 
 
@@ -201,15 +228,15 @@ def _matches_rule(entry: _Entry, rule: Rule) -> bool:
     if isinstance(rule, type):
         return any(isinstance(owner, rule) for owner in entry.owners)
     if rule == "bias":
-        return any("bias" in name.rpartition(".")[2].lower().split("_") for name in entry.names)
+        return any("bias" in name.rpartition(".")[2].lower().split("_") for name in entry.meant)
     if rule == "norm":
-        return any(_normalises(owner, entry.parameter) for owner in entry.owners)
+        return entry.scales or any(_normalises(owner, entry.parameter) for owner in entry.owners)
     # Dots at both ends make "whole dotted parts" a plain glob.
-    return any(fnmatch.fnmatchcase(f".{name}.", f"*.{rule}.*") for name in entry.names)
+    return any(fnmatch.fnmatchcase(f".{name}.", f"*.{rule}.*") for name in {*entry.names, *entry.meant})
 
 
 def _normalises(owner: nn.Module, p: nn.Parameter) -> bool:
-    kinds = [kind for kind in type(owner).__mro__ if "norm" in kind.__name__.lower()]
+    kinds = [kind for kind in type(owner).__mro__ if _NORM.search(kind.__name__)]
     if any(kind.__module__.startswith("torch.nn.modules.") for kind in kinds):
         return True
     return bool(kinds) and sum(size > 1 for size in p.shape) <= 1

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from largebatch.optim.base import Call, TrustRatioOptimizer
-from largebatch.optim.base_probe import BASE_RATE, check_base, state_can_be_made_ahead
+from largebatch.optim.base_probe import BASE_RATE, check_base, state_can_be_made_ahead, widened
 from largebatch.optim.base_step import create_base_state, take_base_step
 from largebatch.optim.gathering import has_master
 from largebatch.optim.gradient_norm import SharedSums
@@ -26,8 +26,8 @@ from largebatch.optim.kernels import pieces
 from largebatch.optim.kernels.contract import Layers, LayerwiseRule, Norm, Phases
 from largebatch.optim.kernels.plain import any_number_of_elements, partial_sums, squares, write_back_
 from largebatch.optim.options import HOW_COMPUTED, check_flag, check_names, check_parameter, given_options
-from largebatch.optim.state import check_state, master_of
-from largebatch.optim.state_contract import LastStep, around_loading
+from largebatch.optim.state import HALF, check_state, master_of
+from largebatch.optim.state_contract import LastStep, around_loading, check_state_dict
 
 _OF_GROUPS = (
     "adapt",
@@ -110,6 +110,7 @@ class Layerwise(TrustRatioOptimizer):
         0.5
     """
 
+    _algorithm: ClassVar[str] = "Layerwise"
     _moments: ClassVar[tuple[str, ...]] = ()
     _counts_steps: ClassVar[bool] = False
     _phases: ClassVar[dict[str, Phases]] = {
@@ -248,22 +249,21 @@ class Layerwise(TrustRatioOptimizer):
         Raises:
             NotImplementedError: it does not.
         """
-        wanting = [
-            (p, group)
-            for group in self.param_groups
-            for p in group["params"]
-            if p.requires_grad and not self.state.get(p)
+        members = [
+            (p, group) for group in self.param_groups for p in group["params"] if p.requires_grad or p.grad is not None
         ]
-        if not wanting:
-            return
-        if not state_can_be_made_ahead(self.base_optimizer):
+        wanting = [p for p, _ in members if not set(self.state.get(p, ())) - {"master"}]
+        if wanting and not state_can_be_made_ahead(self.base_optimizer):
             raise NotImplementedError(
                 f"the state of {type(self.base_optimizer).__name__} cannot be created without a step that it would "
                 "remember; torch.distributed.checkpoint.state_dict, or a first step, creates it"
             )
-        create_base_state(self.base_optimizer, [p for p, _ in wanting])
-        for p, group in wanting:
-            if has_master(p, group):
+        if wanting:
+            create_base_state(self.base_optimizer, wanting)
+        for p, group in members:
+            if p.dtype in HALF and p in self.state:
+                self.state[p] = widened(self.state[p])
+            if has_master(p, group) and "master" not in self.state.get(p, ()):
                 self.state[p]["master"] = master_of(p)
 
     # ---- state dicts ----------------------------------------------------------------------------------------
@@ -286,6 +286,7 @@ class Layerwise(TrustRatioOptimizer):
         Raises:
             ValueError: groups or shapes do not fit, or an option is out of range. Nothing has changed then.
         """
+        check_state_dict(state_dict)
         state_dict = state_dict.copy()
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict

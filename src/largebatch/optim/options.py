@@ -9,7 +9,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -41,9 +41,16 @@ def check_number(
     name: str, value: Any, *, least: float | None = None, above: float | None = None, below: float = math.inf
 ) -> None:
     """Refuse what is not a number in ``[least, below)``, or in ``(above, below)``."""
-    good = isinstance(value, Real) and not isinstance(value, bool) and float(value) < below
+    good = isinstance(value, Real) and not isinstance(value, bool) and _finite(value) and float(value) < below
     if not good or (least is not None and value < least) or (above is not None and value <= above):
         raise ValueError(f"{name} is {value!r}; it must be {_allowed(least, above, below)}")
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def check_pair(name: str, value: Any, *, least: float, below: float) -> None:
@@ -79,7 +86,8 @@ def check_flag(name: str, value: Any) -> None:
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Refuse what is not one of the choices; True and False are not taken for 1 and 0."""
     choices = tuple(choices)
-    if isinstance(value, bool) or not any(value == choice for choice in choices):
+    plain = value is None or (isinstance(value, (int, float, str)) and not isinstance(value, bool))
+    if not plain or value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
 
 
@@ -107,20 +115,21 @@ def check_common(group: Mapping[str, Any], *, look_at_tensors: bool) -> None:
         if group[name] is not None:
             check_flag(name, group[name])
     if group["max_grad_norm"] is not None:
+        check_number("max_grad_norm", group["max_grad_norm"], least=0)
         if group["max_grad_norm"] == 0:
             given = group["max_grad_norm"]
             raise ValueError(f"max_grad_norm is {given!r}, which would erase the gradient; None switches clipping off")
-        check_number("max_grad_norm", group["max_grad_norm"], above=0)
-    _check_stacked(group["stacked"])
+    check_stacked(group["stacked"])
     _refuse_contradictions(group)
     _refuse_absent(group)
 
 
-def _check_stacked(stacked: Any) -> None:
+def check_stacked(stacked: Any) -> None:
+    """Refuse what is neither None nor two integers (dim, count)."""
     if stacked is None:
         return
     pair = isinstance(stacked, (tuple, list)) and len(stacked) == 2
-    if not pair or any(isinstance(n, bool) or not isinstance(n, int) for n in stacked) or stacked[1] < 1:
+    if not pair or any(isinstance(n, bool) or not isinstance(n, Integral) for n in stacked) or stacked[1] < 1:
         raise ValueError(f"stacked is {stacked!r}; it must be None or two integers (dim, count) with count >= 1")
 
 
@@ -168,9 +177,14 @@ def check_parameter(name: str, p: Tensor, stacked: tuple[int, int] | None) -> No
             "has no norms over the shards of fully_shard, FSDP2, either)"
         )
     if stacked is not None:
-        dim, count = stacked
-        if not -p.ndim <= dim < p.ndim or p.shape[dim] % count:
-            raise ValueError(
-                f"parameter {name} has shape {tuple(p.shape)}; "
-                f"stacked={tuple(stacked)!r} needs a dimension {dim} that {count} divides"
-            )
+        check_stacked_shape(f"parameter {name}", p, stacked)
+
+
+def check_stacked_shape(what: str, p: Tensor, stacked: tuple[int, int]) -> None:
+    """Refuse a parameter that (dim, count) does not cut into equal layers."""
+    dim, count = stacked
+    if not -p.ndim <= dim < p.ndim or p.shape[dim] % count:
+        raise ValueError(
+            f"{what} has shape {tuple(p.shape)}; "
+            f"stacked={tuple(stacked)!r} needs a dimension {dim} that {count} divides"
+        )

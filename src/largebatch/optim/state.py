@@ -7,6 +7,7 @@ dtype of the parameter and so truncate the float32 moments of bf16 parameters.
 
 import copy
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -53,12 +54,20 @@ def check_state(name: str, p: Tensor, state: Mapping[str, Any], needed: Iterable
         raise ValueError(
             f"the loaded state of parameter {name} has {', '.join(map(str, state))} but not {', '.join(missing)}"
         )
+    if "step" in needed and not _is_count(state["step"]):
+        raise ValueError(f"the loaded step of parameter {name} is {state['step']!r}; it must be a number at least 0")
     for key in (*needed, "master"):
         value = state.get(key)
         if key != "step" and isinstance(value, Tensor) and tuple(value.shape) != tuple(p.shape):
             raise ValueError(
                 f"the loaded {key} of parameter {name} has shape {tuple(value.shape)}, the parameter {tuple(p.shape)}"
             )
+
+
+def _is_count(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and (value.is_meta or float(value) >= 0)
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value) >= 0
 
 
 def restore_count(p: Tensor, value: Any, *, capturable: bool) -> Tensor:

@@ -12,10 +12,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from largebatch.optim.foreign_state import translated
+from largebatch.optim.foreign_state import MARK, translated
 from largebatch.optim.gathering import has_master, refuse_sparse
 from largebatch.optim.gradient_norm import SharedSums
-from largebatch.optim.options import HOW_COMPUTED, check_common, check_names, check_parameter, option_defaults
+from largebatch.optim.options import (
+    HOW_COMPUTED,
+    check_common,
+    check_names,
+    check_parameter,
+    check_stacked_shape,
+    option_defaults,
+)
 from largebatch.optim.state import check_state, master_of, new_count, new_moment, restore, restore_count
 
 
@@ -42,6 +49,8 @@ class LastStep:
 class StatefulOptimizer(Optimizer, ABC):
     """Groups, states and state dicts of all layerwise optimizers; `TrustRatioOptimizer` takes their steps."""
 
+    _algorithm: ClassVar[str]
+    """The name by which state dicts tell whose they are."""
     _moments: ClassVar[tuple[str, ...]]
     """Keys of the state tensors that have the parameter's shape, zero at first."""
     _counts_steps: ClassVar[bool] = True
@@ -80,6 +89,10 @@ class StatefulOptimizer(Optimizer, ABC):
             NotImplementedError: an option or a kind of parameter that this version does not have.
         """
         if isinstance(param_group, dict):
+            if "params" not in param_group:
+                raise ValueError(
+                    f"a parameter group has {', '.join(map(repr, param_group)) or 'nothing'} but not 'params'"
+                )
             param_group = dict(param_group)
             if not isinstance(param_group["params"], (Tensor, set)):
                 param_group["params"] = list(param_group["params"])
@@ -95,16 +108,18 @@ class StatefulOptimizer(Optimizer, ABC):
 
     def _append_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
+        self.param_groups[-1][MARK] = self._algorithm
 
     def _check_new(self, group: dict[str, Any]) -> None:
         """Check a group that is new here, and let it name no process group."""
         self._check_names(group)
         self._check_group(group, look_at_tensors=True)
         self._shared.take_from(group)
-        _refuse_local_clipping(self._options(group), self._shared)
         names = group.get("param_names", range(len(group["params"])))
         if len(names) != len(group["params"]):
-            raise ValueError(f"a parameter group has {len(group['params'])} parameters, {len(names)} names")
+            if not _within_zero_redundancy():  # which shares parameters out and leaves the names
+                raise ValueError(f"a parameter group has {len(group['params'])} parameters, {len(names)} names")
+            names = range(len(group["params"]))
         for name, p in zip(names, group["params"], strict=True):
             check_parameter(str(name), p, group["stacked"])
 
@@ -115,8 +130,18 @@ class StatefulOptimizer(Optimizer, ABC):
         options = self._options(group)
         check_common(options, look_at_tensors=look_at_tensors)
         self._check_rule(options)
+        _refuse_local_clipping(options, self._shared)
         if options["differentiable"] != self.defaults["differentiable"]:
             raise ValueError("differentiable must be the same for all groups; give it to the optimizer")
+
+    def _check_for_step(self, group: dict[str, Any]) -> None:
+        """Check a group again, for a schedule may have written anything into it, and its gradients."""
+        self._check_group(group, look_at_tensors=False)
+        for i, p in enumerate(group["params"]):
+            if group["stacked"]:
+                check_stacked_shape(f"parameter {i} of a group", p, group["stacked"])
+            if p.grad is not None:
+                refuse_sparse(p.grad)
 
     # ---- state ----------------------------------------------------------------------------------------------
 
@@ -148,7 +173,8 @@ class StatefulOptimizer(Optimizer, ABC):
             The group's option `capturable` as it is: in a trace it reads as true.
         """
         options = self._options(group)
-        self._check_group(group, look_at_tensors=False)
+        if torch.compiler.is_compiling():  # otherwise all groups have been checked before
+            self._check_for_step(group)
         number = 0
         for other in self.param_groups:
             if other is group:
@@ -156,7 +182,6 @@ class StatefulOptimizer(Optimizer, ABC):
             number += len(other["params"])
         for p in group["params"]:
             if p.grad is not None:
-                refuse_sparse(p.grad)
                 state = self._state_of(p, options)
                 numbers.append(number)
                 params.append(p)
@@ -195,14 +220,15 @@ class StatefulOptimizer(Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this optimizer or, by key, one of the makers in `foreign_state.py`; tensors are copied.
 
-        LAMB takes over torch's Adam and AdamW and timm's Lamb, LARS takes over torch's SGD and timm's Lars. Dtypes
-        follow the state contract whatever the file has. Options that the file lacks keep the value of the live
+        LAMB takes over torch's Adam and AdamW and timm's Lamb, LARS takes over timm's Lars. Dtypes follow the state
+        contract whatever the file has. Options that the file lacks keep the value of the live
         group; so do those that say how to compute (foreach, fused, capturable, differentiable).
 
         Raises:
             ValueError: groups, shapes or keys do not fit, an option is out of range, or the file was written with
                 an option that changes the step and that we do not have. Nothing has changed then.
         """
+        check_state_dict(state_dict)
         with around_loading(self, self._prepared, counts=True):
             super().load_state_dict(state_dict)
 
@@ -214,7 +240,8 @@ class StatefulOptimizer(Optimizer, ABC):
             return state_dict  # torch says what is wrong
         for i, (old, new) in enumerate(zip(live, loaded, strict=True)):
             numbers = new["params"]
-            new, own_states = translated(new, [states.get(number, {}) for number in numbers])
+            new, own_states = translated(self._algorithm, new, [states.get(number, {}) for number in numbers])
+            new[MARK] = self._algorithm
             for name in self.defaults:
                 if name not in new or name in HOW_COMPUTED:
                     new[name] = old[name]
@@ -243,6 +270,17 @@ class StatefulOptimizer(Optimizer, ABC):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+
+
+def check_state_dict(state_dict: Any) -> None:
+    """Refuse what is no state dict of an optimizer.
+
+    Raises:
+        ValueError: what is missing.
+    """
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        given = f"has {sorted(map(str, state_dict))}" if isinstance(state_dict, Mapping) else f"is {state_dict!r}"
+        raise ValueError(f"the state dict {given}; it must be a mapping with 'state' and 'param_groups'")
 
 
 @contextmanager
@@ -283,19 +321,21 @@ def around_loading(
 
 
 def _refuse_local_clipping(options: Mapping[str, Any], shared: SharedSums) -> None:
-    """Refuse to clip by the norm of one process's share of the gradients without being told of the others.
+    """Refuse to clip by the norm of one process's share of the gradients without being told of the others."""
+    if options["max_grad_norm"] is not None and shared.process_group is None and _within_zero_redundancy():
+        raise ValueError(
+            "max_grad_norm within ZeroRedundancyOptimizer needs norm_process_group, the process group it shares the "
+            "parameters over: the norm of one process's share is not the norm of the gradient"
+        )
 
-    ZeroRedundancyOptimizer gives each process some of the parameters, and its optimizer cannot see that from them.
-    """
-    if options["max_grad_norm"] is None or shared.process_group is not None:
-        return
+
+def _within_zero_redundancy() -> bool:
+    """Return whether ZeroRedundancyOptimizer is calling; its optimizer cannot see from its share that it has one."""
     if not dist.is_available() or not dist.is_initialized():
-        return
+        return False
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
-            raise ValueError(
-                "max_grad_norm within ZeroRedundancyOptimizer needs norm_process_group, the process group it "
-                "shares the parameters over: the norm of one process's share is not the norm of the gradient"
-            )
+            return True
         frame = frame.f_back
+    return False

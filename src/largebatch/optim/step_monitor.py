@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from largebatch.optim.gathering import parameter_names
+from largebatch.optim.options import check_number
 
 
 class ScalarWriter(Protocol):
@@ -43,7 +44,8 @@ class StepMonitor:
         first_step: the number of the first step that it sees, for the curves of a run that goes on.
 
     Raises:
-        ValueError: `every` is not at least 1, or the bound is not positive.
+        ValueError: an argument is of another kind than said above, `every` is not at least 1, or the bound is not
+            positive.
 
     Example:
         >>> import torch
@@ -67,16 +69,23 @@ class StepMonitor:
         max_relative_step: float | None = None,
         first_step: int = 1,
     ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(f"optimizer is of type {type(optimizer).__name__}; it must be a torch.optim.Optimizer")
+        if writer is not None and not callable(getattr(writer, "add_scalar", None)):
+            raise ValueError(f"writer is {writer!r}; it must be None or have a method add_scalar, as a SummaryWriter")
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every is {every!r}; it must be an integer at least 1")
-        if max_relative_step is not None and not 0 < max_relative_step < math.inf:
-            raise ValueError(f"max_relative_step is {max_relative_step!r}; it must be None or a positive finite number")
+        if isinstance(first_step, bool) or not isinstance(first_step, int):
+            raise ValueError(f"first_step is {first_step!r}; it must be an integer")
+        if max_relative_step is not None:
+            check_number("max_relative_step", max_relative_step, above=0)
         self.relative_steps: dict[str, float] = {}
-        """By parameter name, of the last watched step; NaN for layers of zeros."""
+        """By parameter name, of the last watched step; NaN for layers of zeros, inf where the step was not finite."""
         self._optimizer, self._writer = optimizer, writer
         self._every, self._bound = every, max_relative_step
         self._first = self._step = first_step
-        self._before: list[Tensor] = []
+        self._before: list[tuple[Tensor, Tensor]] = []
+        """The parameters of a watched step, and copies of them from before it."""
         self._warned = False
         self._handles = [
             optimizer.register_step_pre_hook(self._look_before),
@@ -97,7 +106,7 @@ class StepMonitor:
     @torch.no_grad()
     def _look_before(self, *_: Any) -> None:
         watched = self._watched() and self._bound is not None
-        self._before = [p.detach().clone() for p in self._parameters()] if watched else []
+        self._before = [(p, p.detach().clone()) for p in self._parameters()] if watched else []
 
     @torch.no_grad()
     def _look_after(self, *_: Any) -> None:
@@ -114,15 +123,15 @@ class StepMonitor:
                 f"trust_ratio/{tag}": value for name, some in ratios().items() for tag, value in _each(name, some)
             }
         if self._bound is not None:
-            steps = [_relative_step(old, p) for old, p in zip(before, self._parameters(), strict=True)]
+            names = parameter_names(self._optimizer.param_groups)
+            name_of = {id(p): name for p, name in zip(self._parameters(), names, strict=True)}
             curves |= {
-                f"relative_step/{name}": value
-                for name, value in zip(parameter_names(self._optimizer.param_groups), steps, strict=True)
+                f"relative_step/{name_of[id(p)]}": _relative_step(old, p) for p, old in before if id(p) in name_of
             }
         values = dict(zip(curves, _on_host(list(curves.values())), strict=True))
         if self._writer is not None:
             for tag, value in values.items():
-                if not math.isnan(value):
+                if math.isfinite(value):
                     self._writer.add_scalar(tag, value, step)
         if self._bound is not None:
             start = "relative_step/"
@@ -155,13 +164,14 @@ def _each(name: str, ratios: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def _relative_step(before: Tensor, after: Tensor) -> Tensor:
-    """Return the length of the step over the norm of the weights, NaN for weights of zeros."""
+    """Return the length of the step over the norm of the weights: NaN for weights of zeros, inf if it is not finite."""
     if before.numel() == 0:
         return torch.full((), math.nan, dtype=torch.float64, device=before.device)
     wide = torch.complex128 if before.is_complex() else torch.float64
     size = torch.linalg.vector_norm(before, dtype=wide)
     length = torch.linalg.vector_norm(before.to(wide).sub_(after), dtype=wide)
-    return torch.where(size == 0, math.nan, length / size)
+    finite = torch.where(length.isfinite(), length / size, math.inf)
+    return torch.where(size == 0, math.nan, finite)
 
 
 def _on_host(values: list[Tensor]) -> list[float]:
