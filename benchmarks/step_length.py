@@ -206,7 +206,7 @@ def measured(name: str, start: Callable[[], Run], reference: list[list[np.ndarra
     except ImportError:
         return {"not measured": "not installed"}
     except Exception as error:  # whatever another package raises: it is reported, not repaired
-        return {"not measured": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
+        return {"not measured": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}
     apart = [
         float(np.linalg.norm(a - b) / np.linalg.norm(b - c))
         for a, b, c in zip(path[-1], reference[-1], reference[0], strict=True)
@@ -230,14 +230,16 @@ def main() -> None:
     same: dict[str, Any] = {"betas": BETAS, "eps": EPS, "weight_decay": DECAY}
     right = list(torch_run(lambda p: LAMB(p, foreach=False, **same), torch.float64))
     lamb = {name: measured(name, start, right) for name, start in lamb_runs().items()}
-    options: dict[str, Any] = {"lr": 1.0, "weight_decay": DECAY, "rule": "2017", "foreach": False}
-    right = list(torch_run(lambda p: LARS(p, **options), torch.float64, warm_up_and_decay))
+    options: dict[str, Any] = {"momentum": 0.9, "weight_decay": DECAY, "rule": "2017"}
+    right = list(torch_run(lambda p: LARS(p, lr=1.0, foreach=False, **options), torch.float64, warm_up_and_decay))
     lars = {name: measured(name, start, right) for name, start in lars_runs().items()}
     table(lamb, "LAMB, ||step|| / reference's")
     table(lars, "LARS, ||step|| / 2017's")
     packages = ("timm", "torch-optimizer", "pytorch-optimizer", "bitsandbytes", "optax", "jax", "keras")
     installed = {name: importlib.metadata.version(name) for name in packages if _installed(name)}
-    write_result("step_length", {"lamb": lamb, "lars": lars, "peers": installed, "settings": {"lr": LR, **same}})
+    rates = [round(warm_up_and_decay(step), 4) for step in range(1, STEPS + 1)]
+    settings = {"lamb": {"lr": LR, **same}, "lars": {"lr": rates, "trust_coefficient": 0.001, **options}}
+    write_result("step_length", {"lamb": lamb, "lars": lars, "peers": installed, "settings": settings})
 
 
 def _installed(name: str) -> bool:

@@ -79,7 +79,7 @@ def take_base_step(
         for group, rate, capturable in zip(base.param_groups, rates, capturables, strict=True):
             group["lr"] = rate
             if torch.compiler.is_compiling() and capturable is not None:
-                group["capturable"] = capturable  # the compiler has set it for its trace, and would write it down
+                group["capturable"] = capturable  # see `LastStep`
         for p, gradient in ends.own_gradients.items():
             p.grad = gradient
     for p in ends.stand_ins:

@@ -136,7 +136,7 @@ class LAMB(TrustRatioOptimizer):
         bias_correction: False is the paper's third version, for schedules that warm up.
         nesterov: "first" looks one step ahead in m (N-LAMB), "both" in m and v (NN-LAMB).
         adapt: whether the layers of the group have their ratio; False is ratio 1, whatever the decay.
-        norm: 1, 2 or "inf".
+        norm: 1, 2 or "inf"; of complex layers over real and imaginary parts alike.
         phi_bounds: (low, high): ``phi(z) = min(max(z, low), high)``; None is ``phi(z) = z``.
         ratio_bounds: (low, high) of the ratio, after phi; (0, 1) is LAMBC.
         max_grad_norm: clip the gradients to this global l2 norm, taken over all parameters whose group sets the
@@ -150,9 +150,10 @@ class LAMB(TrustRatioOptimizer):
             `ZeroRedundancyOptimizer` does: the norm for clipping is then taken over all of them. One for the whole
             optimizer.
         maximize: ascend instead of descend.
-        foreach: multi-tensor kernels (True), plain ones (False), or whichever is faster (None).
+        foreach: multi-tensor kernels (True), plain ones (False), or multi-tensor ones but for subclasses of Tensor,
+            which may lack them (None).
         capturable: keep the step counts on the parameters' device, so that nothing is read back from it and a
-            CUDA graph can hold the step; a GradScaler then leaves unscaling and skipping to the step.
+            CUDA graph can hold the step; where all groups are, a GradScaler leaves unscaling and skipping to the step.
         differentiable: let autograd see the step; plain kernels only.
         fused: not available in this version (True raises).
 
@@ -162,7 +163,8 @@ class LAMB(TrustRatioOptimizer):
     Raises:
         ValueError: an option outside its range, duplicate parameters, a stacked parameter that does not divide.
         NotImplementedError: an option or a kind of parameter that this version does not have.
-        RuntimeError: a sparse gradient, in `step`.
+        RuntimeError: in `step`: a sparse gradient, or a CUDA graph that is being captured though a group is not
+            capturable.
 
     Example:
         >>> import torch

@@ -100,7 +100,7 @@ class LANS(TrustRatioOptimizer):
     Raises:
         ValueError: an option outside its range, duplicate parameters, a stacked parameter that does not divide.
         NotImplementedError: an option or a kind of parameter that this version does not have.
-        RuntimeError: a sparse gradient, in `step`.
+        RuntimeError: as `LAMB`, in `step`.
 
     Example:
         >>> import torch

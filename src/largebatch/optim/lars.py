@@ -131,13 +131,13 @@ class LARS(TrustRatioOptimizer):
             ``mu * m + (1 - mu) * (g + lambda * x)``, the others along ``mu * v`` and the newest term of v.
         eps: added to the denominator of the ratio; at least 0.
 
-    The other options are those of `LAMB`. State per parameter: `momentum_buffer`, and `master`; the momentum
-    buffers of torch's SGD and of timm's Lars load by key.
+    The other options are those of `LAMB`. State per parameter: `momentum_buffer`, and `master`; the state
+    of timm's Lars loads. At momentum 0 a buffer is dropped, and one that comes later begins at zero.
 
     Raises:
         ValueError: an option outside its range, duplicate parameters, a stacked parameter that does not divide.
         NotImplementedError: an option or a kind of parameter that this version does not have.
-        RuntimeError: a sparse gradient, in `step`.
+        RuntimeError: as `LAMB`, in `step`.
 
     Example:
         >>> import torch

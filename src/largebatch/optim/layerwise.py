@@ -68,15 +68,17 @@ class Layerwise(TrustRatioOptimizer):
         u_t = \frac{x_t - A(x_t, g_t; \rho)}{\rho}, \qquad
         x_{t+1} = x_t - \eta \, \frac{\phi(\lVert x_t \rVert)}{\lVert u_t \rVert} \, u_t
 
-    for each layer (parameter) x, with A the base's step at a large rate :math:`\rho`, at which the difference is
-    exact to the last bits. The ratio is 1 where x or u is zero and in groups with
-    ``adapt=False``, where the base's step is taken as it is. ``Layerwise(AdamW(...))`` is LAMB and
-    ``Layerwise(SGD(..., momentum=...))`` moves adapted layers as algorithm 1 of LARS. Source: section 3 of
-    arXiv 1904.00962v5.
+    for each layer (parameter) x, with A the base's step at a large rate :math:`\rho` = 65,536, at which a float32
+    difference loses no more than a bit of u wherever an element of u is not below 1/65,536 of that of x. The ratio is 1
+    where x or u is zero and in groups with ``adapt=False``, where the base's step is taken as it is.
+    ``Layerwise(AdamW(...))`` is LAMB and ``Layerwise(SGD(..., momentum=...))`` moves adapted layers as algorithm 1 of
+    LARS. Source: section 3 of arXiv 1904.00962v5.
 
     Parameter groups and state are the base's own: its learning rate is ours, a scheduler may drive either, and its
     weight decay and momentum act inside the direction. The base steps in float32 also where parameters are
-    half-precision, on stand-ins of them.
+    half-precision, on stand-ins of them. Parameters without a gradient it does not see. What a base does beside a step
+    along a direction is scaled with it: one that takes all weights somewhere else now and then (Lookahead) is taken,
+    and is not what it was. Hooks on all optimizers run for the base's step and for ours.
 
     Args:
         base_optimizer: any optimizer whose step is proportional to its learning rate; that is tried, on a copy,
@@ -95,9 +97,10 @@ class Layerwise(TrustRatioOptimizer):
 
     Raises:
         ValueError: an option outside its range, a stacked parameter that does not divide, or a base that needs a
-            closure, keeps the rate in its state, or is layerwise itself.
+            closure, keeps the rate in its state, is layerwise itself, wraps another or has a `Layerwise` already.
         NotImplementedError: an option or a kind of parameter that this version does not have.
-        RuntimeError: a sparse gradient, in `step`.
+        RuntimeError: in `step`: a sparse gradient, a GradScaler's `found_inf` that the base cannot skip by, or
+            half-precision parameters that the base keeps elsewhere than in its groups.
 
     Example:
         >>> import torch

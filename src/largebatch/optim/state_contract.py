@@ -43,7 +43,9 @@ class LastStep:
     def __init__(self) -> None:
         self.ratios: list[RatiosTaken] = []
         self.capturables: list[bool | None] = []
-        """What `_init_group` has returned for each group."""
+        """The option of that name in each group, as `_init_group` has read it. A compiler that traces a step shows the
+        option as true in all groups, so that it can choose what it traces; where the trace writes to a group, as
+        `Layerwise` does to give its base a rate, the true would be written down with it."""
 
 
 class StatefulOptimizer(Optimizer, ABC):
@@ -170,7 +172,7 @@ class StatefulOptimizer(Optimizer, ABC):
         tracing it, and guards all that it has read. Parameters without a master stand in `masters` themselves.
 
         Returns:
-            The group's option `capturable` as it is: in a trace it reads as true.
+            The group's option `capturable`, see `LastStep`.
         """
         options = self._options(group)
         if torch.compiler.is_compiling():  # otherwise all groups have been checked before

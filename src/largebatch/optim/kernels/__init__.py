@@ -1,1 +1,1 @@
-"""Kernels: the two phases of a step, per backend, on lists of layers (see `contract.py`)."""
+"""Kernels: the phases of a step, per backend, on lists of layers (see `contract.py`)."""
