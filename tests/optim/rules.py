@@ -34,7 +34,7 @@ def _for_everyone() -> dict[str, Groups]:
     """Return option sets of the common options."""
     return {
         "defaults": _alone(),
-        "not adapted": _alone(adapt=False),
+        "not adapted": _alone(adapt=False, ratio_bounds=(0.1, 0.5)),
         "norm 1": _alone(norm=1),
         "norm inf": _alone(norm="inf"),
         "bounded": _alone(phi_bounds=(0.5, 3.0), ratio_bounds=(0.1, 2.0)),
@@ -88,7 +88,7 @@ LANS_CASE = Case(
 
 LARS_GROUPS = _spread(
     [
-        {"weight_decay": 0.1, "max_grad_norm": 2.0, "nesterov": True},
+        {"weight_decay": 0.1, "max_grad_norm": 2.0, "nesterov": True, "maximize": True},
         {"adapt": False, "weight_decay": 0.05, "maximize": True, "rule": "2017", "nesterov": True},
         {"rule": "2017", "norm": 1, "phi_bounds": (1.0, 4.0), "max_grad_norm": 50.0, "trust_coefficient": 0.3},
         {"rule": "2017-lr-outside", "ratio_bounds": (0.01, 0.4), "norm": "inf", "eps": 0.3, "weight_decay": 0.2},

@@ -128,6 +128,14 @@ def test_an_option_out_of_range_is_refused_by_a_compiled_step_too() -> None:
         step()
 
 
+def test_a_sparse_gradient_is_refused_by_a_compiled_step_too() -> None:
+    x = nn.Parameter(torch.ones(3, 2))
+    optimizer = LAMB([x])
+    x.grad = torch.zeros(3, 2).to_sparse()
+    with pytest.raises(Exception, match="a gradient is sparse"):
+        torch.compile(optimizer.step, backend="eager")()
+
+
 def test_a_layer_that_freezes_and_thaws_is_seen() -> None:
     optimizers = [LAMB(parameters(), lr=0.1) for _ in range(2)]
     step = torch.compile(optimizers[0].step, backend="eager")

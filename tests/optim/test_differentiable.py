@@ -41,6 +41,7 @@ def test_differentiable_steps_have_the_right_gradient(name: str) -> None:
         counts = {"step": torch.tensor(3.0)} if len(STATES[name]) == 2 else {}
         optimizer.state[x] = {**counts, **{key: a.clone() for key, a in zip(STATES[name], states, strict=True)}}
         optimizer.step()
+        assert not any(ratio.requires_grad for ratio in optimizer.trust_ratios().values())
         return (x, *(optimizer.state[x][key] for key in STATES[name]))
 
     states = [0.1 * g, 0.1 + g * g][: len(STATES[name])]
@@ -77,6 +78,17 @@ def test_a_differentiable_step_of_a_zero_layer_has_a_finite_gradient(name: str) 
     # torch's SGD detaches the buffer that it makes of its first gradient.
     for gradient in torch.autograd.grad(moved.sum(), (start, g), allow_unused=name == "Layerwise SGD"):
         assert gradient is None or gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["LARS", "LARS 2017", "Layerwise SGD", "LAMB"])
+def test_a_differentiable_step_along_a_zero_direction_has_a_finite_gradient(name: str) -> None:
+    start = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    g = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    moved = start.clone()
+    moved.grad = g * 1
+    MAKERS[name]([moved], lr=0.1, differentiable=True, weight_decay=0.0).step()
+    (gradient,) = torch.autograd.grad(moved.sum(), start)
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("name", STATES)

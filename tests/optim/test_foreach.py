@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from largebatch.optim import LAMB, base
+from largebatch.optim import LAMB, LANS, base
 from largebatch.optim.gathering import Member, portions
 from largebatch.optim.kernels import pieces
 
@@ -76,15 +76,28 @@ def limits(monkeypatch: pytest.MonkeyPatch, piece: int, kept: int) -> Iterator[N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["LAMB", "LANS", "LARS", "LARS 2017"])
-def test_foreach_needs_bounded_memory(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("LAMB", {}),
+        ("LANS", {}),
+        ("LARS", {}),
+        ("LARS", {"nesterov": True}),
+        ("LARS", {"momentum": 0.0}),
+        ("LARS 2017", {}),
+    ],
+)
+def test_foreach_needs_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
     piece, kept = 1 << 12, 1 << 14
 
     def peak(piece: int, kept: int) -> int:
         made = [nn.Parameter(torch.ones(n, dtype=dtype)) for n in (1 << 18, 3000, 1 << 14, 20, *[5000] * 30)]
         for p in made:
             p.grad = torch.ones_like(p)
-        optimizer = MAKERS[name](made, foreach=True, **({} if name == "LANS" else {"max_grad_norm": 1.0}))
+        clip = {} if name == "LANS" else {"max_grad_norm": 1.0}
+        optimizer = MAKERS[name](made, foreach=True, **clip, **options)
         optimizer.init_state()
         with limits(monkeypatch, piece, kept), LiveBytes() as count:
             optimizer.step()
@@ -98,6 +111,11 @@ def test_foreach_needs_bounded_memory(monkeypatch: pytest.MonkeyPatch, name: str
         assert 4 * kept < peak(piece, kept)
         assert peak(piece, 10**9) > 2 * bound
     assert peak(10**9, kept) > 2 * bound
+
+
+def test_a_rule_that_keeps_two_arrays_gets_half_as_many_elements() -> None:
+    cpu = torch.device("cpu")
+    assert 2 * LANS._phases["foreach"].elements_at_once(cpu) == pieces.kept_elements(cpu)
 
 
 class Marked(Tensor):

@@ -585,8 +585,9 @@ def test_init_state_completes_what_some_parameters_have(dtype: torch.dtype) -> N
     optimizer = Layerwise(AdamW([small, large], lr=0.1), master_weights=True)
     small.grad = torch.ones_like(small)
     optimizer.step()
-    held = optimizer.state[small]["exp_avg"].clone()
+    held, weights = optimizer.state[small]["exp_avg"].clone(), small.detach().clone()
     optimizer.init_state()
+    assert torch.equal(small, weights), "it has a gradient, and takes no step"
     assert float(optimizer.state[small]["step"]) == 1
     assert float(optimizer.state[large]["step"]) == 0
     assert torch.equal(optimizer.state[small]["exp_avg"], held)
@@ -662,3 +663,62 @@ def test_a_gradient_of_another_dtype_is_stepped_in_the_parameters_own() -> None:
         assert x.grad.dtype == (torch.bfloat16 if other else torch.float32)
         ends.append(x.detach().clone())
     torch.testing.assert_close(*ends)
+
+
+def test_a_base_that_cannot_ascend_is_given_the_negative() -> None:
+    ends = []
+    for maximize in (False, True):
+        made = parameters()
+        optimizer = Layerwise(Lion(made, lr=0.1), maximize=maximize)
+        for p in made:
+            p.grad = torch.linspace(-1, 2, p.numel(), dtype=p.dtype).view(p.shape) * (-1 if maximize else 1)
+        optimizer.step()
+        ends.append([p.detach() for p in made])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+class CountsInIntegers(SGD):
+    """Its rule depends on a count that is no tensor."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    state["step"] = state.get("step", 0) + 1
+                    p.sub_(group["lr"] * (p.grad + p / state["step"]))
+
+
+def test_a_count_that_is_no_tensor_is_taken_back_too() -> None:
+    made = parameters()
+    optimizer = Layerwise(CountsInIntegers(made, lr=0.1))
+    optimizer.init_state()
+    assert [optimizer.state[p]["step"] for p in made] == [0, 0, 0]
+
+
+class BoundedWhereAsked(SGD):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    step = group["lr"] * p.grad
+                    p.sub_(step.clamp(-1, 1) if group.get("bounded") else step)
+
+
+def test_every_group_of_a_base_is_tried() -> None:
+    made = parameters()
+    Layerwise(BoundedWhereAsked([{"params": [p]} for p in made], lr=0.1))
+    groups = [{"params": [p], "bounded": p is made[-1]} for p in made]
+    with pytest.raises(ValueError, match="BoundedWhereAsked is not proportional"):
+        Layerwise(BoundedWhereAsked(groups, lr=0.1))
+
+
+def test_groups_of_empty_parameters_are_passed_over_by_the_trial() -> None:
+    x = nn.Parameter(torch.ones(3))
+    groups: list[dict[str, Any]] = [{"params": [nn.Parameter(torch.empty(0))]}, {"params": []}, {"params": [x]}]
+    optimizer = Layerwise(AdamW(groups, lr=0.1))
+    x.grad = torch.ones(3)
+    optimizer.step()
+    torch.testing.assert_close((x.detach() - 1).norm(), torch.tensor(0.1 * 3**0.5))

@@ -175,6 +175,16 @@ def test_layerwise_leaves_skipping_to_a_fused_base(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ends[0], ends[1])
 
 
+def test_a_fused_base_does_not_unscale_a_second_time() -> None:
+    """By SGD without the ratio, whose step has the gradient's size."""
+    x = nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = Layerwise(torch.optim.SGD([x], lr=0.1, fused=True), adapt=False)
+    x.grad = torch.tensor([64.0, 128.0])
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(64.0), torch.tensor(0.0)
+    optimizer.step()
+    torch.testing.assert_close(x.detach(), torch.tensor([2.9, 3.8]))
+
+
 def test_layerwise_refuses_to_skip_over_a_base_that_cannot() -> None:
     x = nn.Parameter(torch.ones(2))
     x.grad = torch.ones(2)

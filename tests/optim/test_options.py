@@ -1,7 +1,9 @@
 """What the optimizers refuse, and that every option of their signatures either changes the step or raises."""
 
+import copy
 import inspect
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -105,6 +107,13 @@ def test_contradictions_are_refused(name: str) -> None:
         MAKERS[name]([{"params": [x], "differentiable": True}])
 
 
+@pytest.mark.parametrize("name", ["LAMB", "LARS", "Layerwise SGD"])
+@pytest.mark.parametrize("zero", [0, 0.0])
+def test_a_clip_of_zero_is_told_how_to_switch_clipping_off(name: str, zero: float) -> None:
+    with pytest.raises(ValueError, match="would erase the gradient; None switches clipping off"):
+        over(name, max_grad_norm=zero)
+
+
 def test_nesterov_without_momentum_is_refused() -> None:
     with pytest.raises(ValueError, match=r"nesterov=True and momentum=0.*must be positive"):
         over("LARS", nesterov=True, momentum=0)
@@ -190,6 +199,18 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     yield
     dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_an_optimizer_with_a_process_group_is_copied_within_it_and_does_not_leave_it() -> None:
+    for name in ("LAMB", "Layerwise SGD"):
+        optimizer = over(name, norm_process_group=dist.group.WORLD, max_grad_norm=1.0)
+        assert copy.deepcopy(optimizer)._shared.process_group is dist.group.WORLD
+        with pytest.raises(TypeError, match=r"belongs to its process; save its state_dict\(\)"):
+            pickle.dumps(optimizer)
+        other = {"params": [nn.Parameter(torch.ones(2))], "norm_process_group": dist.new_group([0])}
+        with pytest.raises(ValueError, match=r"has the norm_process_group .*; it must be given to the optimizer"):
+            optimizer.add_param_group(other)
 
 
 @pytest.mark.usefixtures("process_group")

@@ -250,6 +250,7 @@ def test_trust_ratios_have_names_and_shapes_and_nan_where_nothing_moved(case: An
     directions = 2 if case.build is LANS else 1
     first = optimizer.trust_ratios()
     assert set(first) == set(zoo.NAMES)
+    assert first["stacked"].shape == (directions, 3)
     assert all(ratio.isnan().all() for ratio in first.values())
     zoo.set_gradients(made, zoo.gradients(1))
     optimizer.step()
@@ -557,3 +558,18 @@ def test_stacked_is_checked_at_each_step(make: Any) -> None:
             step()
         assert torch.equal(x, before)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("make", [LAMB, MAKERS["LARS outside"], MAKERS["Layerwise SGD"]])
+def test_a_clip_that_only_a_later_group_has(make: Any) -> None:
+    ends = []
+    for threshold in (None, 0.1):
+        x, y = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+        options: dict[str, Any] = {"adapt": False, **({"eps": 1.0} if make is LAMB else {})}
+        optimizer = make([{"params": [x]}, {"params": [y], "max_grad_norm": threshold}], lr=0.1, **options)
+        for p in (x, y):
+            p.grad = torch.full((3,), 2.0)
+        optimizer.step()
+        ends.append((x.detach(), y.detach()))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert not torch.allclose(ends[0][1], ends[1][1])

@@ -13,7 +13,7 @@ from rules import CASES, MAKERS, Case
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from largebatch.optim import LAMB, layer_groups
+from largebatch.optim import LAMB, Layerwise, layer_groups
 
 every_maker = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -186,6 +186,7 @@ def test_users_hooks_see_plain_tensors_and_may_change_them(name: str) -> None:
 
     def after(changed: torch.optim.Optimizer) -> None:
         seen.append(changed.state[x]["exp_avg"])
+        assert seen[-1].dtype == torch.float32, "torch's cast is undone before"
 
     def told(_: Any, state_dict: dict[str, Any] | None = None) -> None:
         seen.append(torch.zeros(()) if state_dict is None else state_dict["state"][0]["exp_avg"])
@@ -313,8 +314,62 @@ def test_the_count_of_steps_follows_the_parameter_when_capturable() -> None:
         optimizer = LAMB([x], capturable=capturable)
         optimizer.init_state()
         assert optimizer.state[x]["step"].device.type == device
+    later = LAMB([x])
+    later.init_state()
+    later.param_groups[0]["capturable"] = True
+    later.init_state()
+    assert later.state[x]["step"].device.type == "meta"
     earlier = LAMB([x])
     earlier.init_state()
     optimizer.load_state_dict(earlier.state_dict())
     assert optimizer.state[x]["step"].device.type == "meta"
     assert optimizer.param_groups[0]["capturable"]
+
+
+def test_a_file_whose_options_do_not_fit_is_refused_and_nothing_changes() -> None:
+    x = nn.Parameter(torch.ones(4))
+    x.grad = torch.ones(4)
+    for optimizer in (LAMB([x], lr=0.1), Layerwise(torch.optim.AdamW([x], lr=0.1))):
+        optimizer.step()
+        group, held = dict(optimizer.param_groups[0]), optimizer.state[x]["exp_avg"].clone()
+        for change, message in (
+            ({"stacked": (0, 3)}, r"stacked=\(0, 3\) needs a dimension 0 that 3 divides"),
+            ({"lr": torch.tensor(-1.0)}, r"lr is -1\.0"),
+            ({"norm": 7}, "norm is 7"),
+        ):
+            given = copy.deepcopy(optimizer.state_dict())
+            given["param_groups"][0].update(change)
+            given["state"][0]["exp_avg"] += 1
+            with pytest.raises(ValueError, match=message):
+                optimizer.load_state_dict(given)
+            assert optimizer.param_groups[0] == group
+            assert torch.equal(optimizer.state[x]["exp_avg"], held)
+
+
+def test_a_master_of_another_shape_is_refused() -> None:
+    x = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    x.grad = torch.ones_like(x)
+    for base in (lambda: LAMB([x], master_weights=True), lambda: Layerwise(torch.optim.SGD([x]), master_weights=True)):
+        optimizer = base()
+        optimizer.step()
+        given = copy.deepcopy(optimizer.state_dict())
+        given["state"][0]["master"] = torch.ones(3)
+        with pytest.raises(ValueError, match=r"loaded master of parameter 0 has shape \(3,\), the parameter \(4,\)"):
+            optimizer.load_state_dict(given)
+
+
+def test_options_that_a_file_lacks_keep_the_live_value_in_the_general_strategy_too() -> None:
+    x = nn.Parameter(torch.ones(4))
+    optimizer = Layerwise(torch.optim.AdamW([x]), norm=2)
+    optimizer.param_groups[0].update(norm=1, max_grad_norm=3.0)
+    given = copy.deepcopy(optimizer.state_dict())
+    for name in ("norm", "max_grad_norm", "adapt"):
+        del given["param_groups"][0][name]
+    optimizer.load_state_dict(given)
+    group = optimizer.param_groups[0]
+    assert (group["norm"], group["max_grad_norm"], group["adapt"]) == (1, 3.0, True)
+
+
+def test_names_that_repeat_are_not_used() -> None:
+    groups = [{"params": [("x", nn.Parameter(torch.ones(n)))]} for n in (2, 3)]
+    assert list(LAMB(groups).trust_ratios()) == ["0", "1"]

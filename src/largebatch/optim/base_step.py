@@ -212,4 +212,4 @@ def _hand_over(call: Call, ends: _Ends) -> None:
             layers.rounded = (layers.rounded or []) + blocks(p)
         layers.x += blocks(ends.masters.get(p, p))
         layers.state["start"] += blocks(start)
-        layers.state["stepped"] += blocks(stepped.clone() if differentiable else stepped)
+        layers.state["stepped"] += blocks(stepped)

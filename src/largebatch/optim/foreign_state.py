@@ -78,7 +78,7 @@ def translated(
         group = _from_timm_lars(group)
     elif maker == "torch's Adam":
         group = _from_adam(group)
-    return group, [{key: value for key, value in state.items() if value is not None} for state in states]
+    return group, states
 
 
 def _from_adam(group: dict[str, Any]) -> dict[str, Any]:
