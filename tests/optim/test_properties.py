@@ -10,6 +10,7 @@ import torch
 import zoo
 from rules import CASES, MAKERS
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from largebatch.optim import LAMB, LANS, LARS
 from oracle import Lamb as Oracle
@@ -520,13 +521,40 @@ def test_a_clip_does_not_erase_a_long_gradient() -> None:
         torch.testing.assert_close(x.detach(), torch.full((64, 64), 0.9))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("count", [1, 4095, 4096, 4097, 300_000])
+def test_norms_are_exact_whatever_the_length_and_the_size(count: int, size: float, dtype: torch.dtype) -> None:
+    x = nn.Parameter(torch.ones(count, dtype=dtype))
+    x.grad = (size * torch.rand(count, generator=torch.Generator().manual_seed(0))).to(dtype)
+    exact = float(x.grad.double().square().sum().sqrt())
+    assert float(LAMB([x]).grad_norm()) == pytest.approx(exact, rel=2e-7)
+    x.grad[-1] = math.inf
+    assert float(LAMB([x]).grad_norm()) == math.inf
+    x.grad[0] = math.nan
+    assert LAMB([x]).grad_norm().isnan()
+
+
+@pytest.mark.parametrize("name", ["LAMB", "LANS", "LARS", "LARS 2017"])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_tools_can_trace_a_step_without_data(name: str, foreach: bool) -> None:
+    """Memory trackers do: nothing but the count of steps may be read on the host."""
+    with FakeTensorMode():
+        x = nn.Parameter(torch.ones(100, 100))
+        x.grad = torch.ones(100, 100)
+        optimizer = MAKERS[name]([x], lr=0.1, foreach=foreach)
+        for _ in range(3):
+            optimizer.step()
+    assert isinstance(optimizer.trust_ratios()["0"], FakeTensor)
+
+
 def test_norms_of_tensors_that_are_not_dense_are_exact() -> None:
     x = torch.rand(1_000_000, 2, generator=torch.Generator().manual_seed(0)).t()
     p = nn.Parameter(x.contiguous())
     p.grad = x
     assert not x.is_contiguous()
     exact = float(x.double().square().sum().sqrt())
-    assert float(LAMB([p]).grad_norm()) == pytest.approx(exact, rel=1e-12)
+    assert float(LAMB([p]).grad_norm()) == pytest.approx(exact, rel=1e-7)
     optimizer = LARS([p], lr=0.1, momentum=0.0, weight_decay=0.0, foreach=True)
     optimizer.step()
     assert float(optimizer.trust_ratios()["0"]) == pytest.approx(1.0, rel=1e-7)

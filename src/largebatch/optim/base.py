@@ -195,8 +195,8 @@ class TrustRatioOptimizer(StatefulOptimizer):
             elif on_device:
                 torch._foreach_add_(steps, 1)
             else:
-                # A number would be wrapped into a tensor again for each of them.
-                torch._foreach_add_(steps, torch.ones((), dtype=torch.float32, device="cpu"), alpha=1.0)
+                # A number would be wrapped into a tensor again for each of them; fake modes can read torch.tensor.
+                torch._foreach_add_(steps, torch.tensor(1.0, dtype=torch.float32, device="cpu"), alpha=1.0)
             repeated = [
                 step
                 for member, step in zip(call.members, steps, strict=True)

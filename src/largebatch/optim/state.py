@@ -33,8 +33,8 @@ def new_moment(p: Tensor) -> Tensor:
 
 
 def new_count(p: Tensor, *, on_device: bool) -> Tensor:
-    """Return the number of steps that a new parameter has taken."""
-    return torch.zeros((), dtype=torch.float32, device=p.device if on_device else "cpu")
+    """Return the number of steps that a new parameter has taken; by `torch.tensor`, which fake modes can read."""
+    return torch.tensor(0.0, dtype=torch.float32, device=p.device if on_device else "cpu")
 
 
 def master_of(p: Tensor) -> Tensor:

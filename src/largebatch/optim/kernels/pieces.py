@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from largebatch.optim.kernels.contract import Layers, Norm
 
@@ -24,6 +25,7 @@ CPU_PIECE_ELEMENTS = 1 << 18
 Tried from 2^15 to 2^20 on BERT-base's 206 tensors, on two cores with 32 MiB of last-level cache."""
 CPU_KEPT_ELEMENTS = 1 << 22
 """16 MiB of float32."""
+_ROW = 512
 PIECE_ELEMENTS = KEPT_ELEMENTS = 1 << 25
 """On other devices: 128 MiB of float32, at which the launch of an operation takes far less than its work."""
 
@@ -145,14 +147,36 @@ class ColumnSums:
 
 
 def _norms(pieces: Tensors, norm: Norm) -> list[Tensor]:
-    """Return the norm of each piece, summed up in float64.
+    """Return the norm of each piece, float64 but for the maxima.
 
-    In float32 the sum itself would be off (by 1e-3 at 2e7 elements on a CPU), and the squares of gradients below
-    1e-19 or above 1e19 would be lost: a layer whose gradient has been zero for long would leap.
+    It is summed up in float64. In float32 the sum itself would be off (by 1e-3 at 2e7 elements on a CPU), and the
+    squares of gradients below 1e-19 or above 1e19 would be lost: a layer whose gradient has been zero for long
+    would leap.
     """
     if norm == "inf":
         return list(torch._foreach_max(torch._foreach_abs(pieces)))
+    on_host = pieces[0].device.type == "cpu" and type(pieces[0]) in (Tensor, Parameter)
+    if norm == 2 and on_host and pieces[0].dtype != torch.float64 and not torch.compiler.is_compiling():
+        return [_norm_by_rows(a) for a in pieces]
     return list(torch._foreach_norm(pieces, norm, torch.float64))
+
+
+def _norm_by_rows(a: Tensor) -> Tensor:
+    """Return the 2-norm of a tensor on a CPU, float64: that of the float32 norms of rows of `_ROW` elements.
+
+    As exact as float32 is (4e-7 at worst, 1e-9 as a rule) at a quarter of the time that float64 takes throughout,
+    for its vectors are the widest. Where squares could be lost, which here costs nothing to see, float64 it is.
+    """
+    whole = a.numel() // _ROW * _ROW
+    if whole >= 8 * _ROW and a.is_contiguous():
+        flat = a.view(-1)
+        rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=torch.float32)
+        if whole < flat.numel():
+            rows = torch.cat((rows, torch.linalg.vector_norm(flat[whole:], dtype=torch.float32).view(1)))
+        found = torch.linalg.vector_norm(rows, dtype=torch.float64)
+        if 1e-12 < float(found) < 1e18:
+            return found
+    return torch.linalg.vector_norm(a, dtype=torch.float64)
 
 
 def _sums(norms: list[Tensor], norm: Norm, rows: list[int]) -> Tensor:
