@@ -1,7 +1,6 @@
 """`torch.compile` of the step: as many breaks as torch's AdamW has, no recompilation, the same numbers."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,11 +165,11 @@ def test_layerwise_leaves_the_options_of_its_base_alone() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["LAMB", "LANS", "LARS", "LARS 2017", "Layerwise AdamW"])
-def test_generated_code_takes_the_same_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_generated_code_takes_the_same_steps(name: str) -> None:
     optimizers = [MAKERS[name](parameters(), **({} if name == "LANS" else {"max_grad_norm": 1.0})) for _ in range(2)]
     rates = [tensor_rate(optimizer) for optimizer in optimizers]
-    step = torch.compile(optimizers[0].step)
+    # Compiled headers would be kept beside the folder that these tests remove.
+    step = torch.compile(optimizers[0].step, options={"cpp_cache_precompile_headers": False})
     for number in range(5):
         for rate in rates:
             rate.fill_(0.01 * (number + 1))

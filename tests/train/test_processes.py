@@ -28,7 +28,8 @@ def environment() -> dict[str, str]:
 def command(out: Path, *words: str, ranks: int = 1, recipe: str = RECIPE) -> list[str]:
     launcher = [sys.executable, "-m"]
     if ranks > 1:
-        launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+        logs = f"--log-dir={out.parent / 'launcher'}"
+        launcher += ["torch.distributed.run", "--standalone", logs, f"--nproc-per-node={ranks}", "-m"]
     return [*launcher, "largebatch", "train", recipe, "--out", str(out), *words]
 
 
