@@ -13,8 +13,9 @@ import largebatch.text
 _SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "kra", "stri", "nth")
 # Imports the text part without the package's own __init__, as the workers do: PyTorch is not needed here.
 _SCRIPT = """
-import json, os, sys, types
+import json, os, signal, sys, types
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background starts its children deaf to it
 folder, options, out, more = json.loads(sys.argv[1])
 package = sys.modules["largebatch"] = types.ModuleType("largebatch")
 package.__path__ = [folder]
