@@ -131,7 +131,7 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path: P
         [sys.executable, "-c", _FULL_DISK.format(resume=True), str(folder)],
         capture_output=True,
         text=True,
-        env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1", "PATH": ""},
+        env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1", "PATH": "", "TMPDIR": str(tmp_path)},
         cwd=Path(__file__).parents[2],
         check=False,
     )
