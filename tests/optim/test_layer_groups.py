@@ -371,6 +371,10 @@ class layernorm(nn.Module):
 def test_norm_is_a_word_and_no_part_of_one() -> None:
     assert named(layer_groups(EnormousModel()), decays=True) == {"gain"}
     assert named(layer_groups(layernorm()), decays=False) == {"gain"}
+    for name in ("NormalHead", "LogNormalHead", "normal_head"):
+        assert named(layer_groups(type(name, (EnormousModel,), {})()), decays=True) == {"gain"}, name
+    for name in ("RMSNorm", "BatchNorm2d", "LayerNormalization", "Normalizer", "NormAct", "rms_norm_1", "ADANORM"):
+        assert named(layer_groups(type(name, (EnormousModel,), {})()), decays=False) == {"gain"}, name
 
 
 def test_the_table_takes_groups_that_were_added_by_hand() -> None:

@@ -40,7 +40,7 @@ LR: list[Any] = [-1e-3, NAN, INF, "1e-3", None, True, torch.tensor([0.1, 0.2]), 
 OF_ADAM: dict[str, list[Any]] = {
     "lr": LR,
     "betas": [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, NAN), (0.9,), 0.9, ("0.9", 0.9)],
-    "eps": [-1e-6, 0, NAN, INF, "tiny"],
+    "eps": [-1e-6, 0, 1e-46, NAN, INF, "tiny"],
     "weight_decay": [-0.1, NAN, INF, None],
     "bias_correction": [1, None, "yes"],
     "nesterov": [True, False, "third", 1],

@@ -521,6 +521,27 @@ def test_a_clip_does_not_erase_a_long_gradient() -> None:
         torch.testing.assert_close(x.detach(), torch.full((64, 64), 0.9))
 
 
+@pytest.mark.parametrize("make", [LAMB, LANS])
+@both_backends
+def test_a_look_ahead_without_memory_of_squares_is_a_step_like_others(make: Any, backend: bool) -> None:
+    start, grads = random(4, 3, count=3)
+    options: dict[str, Any] = {"lr": 0.1, "nesterov": "both", "foreach": backend}
+    end = steps(start, grads, make, betas=(0.9, 0.0), **options)
+    torch.testing.assert_close(end, steps(start, grads, make, betas=(0.9, 1e-12), **options), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.float64])
+@both_backends
+def test_gradients_that_fade_out_of_range_leave_a_number(backend: bool, dtype: torch.dtype) -> None:
+    for name in ("LAMB", "LANS", "LARS", "LARS 2017"):
+        x = nn.Parameter(torch.ones(4, dtype=dtype))
+        optimizer = MAKERS[name]([x], lr=0.01, foreach=backend)
+        for power in range(330):
+            x.grad = (torch.tensor([1.0, 0.5, 0.0, 0.0], dtype=torch.float64) * 10.0**-power).to(dtype)
+            optimizer.step()
+            assert x.isfinite().all(), (name, power)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
 @pytest.mark.parametrize("count", [1, 4095, 4096, 4097, 300_000])

@@ -96,6 +96,7 @@ def test_a_layer_that_jumps_is_warned_of_once() -> None:
     ) as caught:
         step(net, optimizer)
     assert len(caught) == 1
+    assert caught[0].filename == __file__, "it points to who took the step"
     assert "\n" not in str(caught[0].message)
     worst = max(monitor.relative_steps, key=lambda name: monitor.relative_steps[name])
     assert f"the layer {worst} moved" in str(caught[0].message)

@@ -171,7 +171,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
     def _gradient_scale(self, call: Call, norm: Tensor | None, grad_scale: Tensor | None) -> Tensor | None:
         """Return what the gradients of a call are multiplied by: unscaled, and clipped or normalised."""
         if self._normalises_gradients:
-            return normalising_scales(call.phases.squares(call.layers.g))
+            return normalising_scales(call.phases.squares(call.layers.g), call.layers.dtype)
         scale, threshold = None, call.options["max_grad_norm"]
         if grad_scale is not None:
             scale = on(call.device, grad_scale).to(torch.float64).reciprocal()

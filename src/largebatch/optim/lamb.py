@@ -89,8 +89,9 @@ def lamb_apply_(layers: Layers, rule: LambRule, ratios: Tensor, lr: float | Tens
 def check_lamb_options(options: Mapping[str, Any]) -> None:
     """Check the options that LAMB and LANS have and others do not."""
     check_pair("betas", options["betas"], least=0, below=1)
-    # At eps 0 an entry whose gradients have all been zero divides 0 by 0 and never recovers.
-    check_number("eps", options["eps"], above=0)
+    # At eps 0 an entry whose gradients have all been zero divides 0 by 0 and never recovers. float32 has to hold it,
+    # and its quotient by the root of the bias correction.
+    check_number("eps", options["eps"], least=1e-30)
     check_number("weight_decay", options["weight_decay"], least=0)
     check_flag("bias_correction", options["bias_correction"])
     check_choice("nesterov", options["nesterov"], (None, "first", "both"))
@@ -131,7 +132,7 @@ class LAMB(TrustRatioOptimizer):
         params: parameters, named parameters, or groups of them; `layer_groups(model)` makes the usual groups.
         lr: eta, a number or a one-element tensor.
         betas: decay of the first and second moment, each in [0, 1).
-        eps: added to the root of the corrected second moment; positive.
+        eps: added to the root of the corrected second moment; at least 1e-30.
         weight_decay: lambda, inside the direction and inside its norm.
         bias_correction: False is the paper's third version, for schedules that warm up.
         nesterov: "first" looks one step ahead in m (N-LAMB), "both" in m and v (NN-LAMB).

@@ -88,7 +88,7 @@ class LANS(TrustRatioOptimizer):
         params: parameters, named parameters, or groups of them; `layer_groups(model)` makes the usual groups.
         lr: eta, a number or a one-element tensor.
         betas: decay of the first and second moment, each in [0, 1); the first also weighs r against c.
-        eps: added to the root of the corrected second moment; positive.
+        eps: added to the root of the corrected second moment; at least 1e-30.
         weight_decay: lambda, inside both directions and their norms.
         bias_correction: False leaves the moments as they are.
         nesterov: a further look-ahead inside r, as in `LAMB`; the paper has None.

@@ -16,8 +16,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from largebatch.optim.options import check_number, check_stacked, check_stacked_shape
 
 Rule = str | type[nn.Module]
-_NORM = re.compile(r"Norm|NORM|(?<![A-Za-z])norm|norm(\dd)?$")
-"""The word norm in the name of a class: LayerNorm, BatchNorm2d, layernorm; not EnormousModel."""
+_NORM = re.compile(r"(Norm|(?<![A-Za-z])norm)(?!al(?!i[sz]))|NORM|norm(\dd)?$")
+"""The word norm in the name of a class: LayerNorm, BatchNorm2d, layernorm; not EnormousModel, not NormalHead."""
 
 
 @dataclass

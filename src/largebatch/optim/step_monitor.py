@@ -152,7 +152,7 @@ class StepMonitor:
             f"in step {step} the layer {name} moved by {beyond[name]:.3g} times its norm, more than the bound of "
             f"{self._bound:g}{others}; a smaller rate or a longer warm-up may be needed (told once)",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=5,  # this, two of ours, the wrapper that calls them, the caller of step
         )
 
 

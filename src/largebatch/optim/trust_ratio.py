@@ -68,6 +68,10 @@ def trust_ratios(
     return torch.where(zero, 1.0, ratio)
 
 
-def normalising_scales(squares: Tensor) -> Tensor:
-    """Return ``1 / ||g||`` of each layer from the sum of squares of its gradient; 1 where that is 0."""
-    return 1 / torch.where(squares == 0, 1.0, squares).sqrt()
+def normalising_scales(squares: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``1 / ||g||`` of each layer from the sum of squares of its gradient; 1 where that is 0.
+
+    It is at most the greatest number of the dtype that gradients are scaled in: beyond, a layer whose gradient has all
+    but vanished would become infinity times its zeros.
+    """
+    return (1 / torch.where(squares == 0, 1.0, squares).sqrt()).clamp(max=torch.finfo(dtype).max)

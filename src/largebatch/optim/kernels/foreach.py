@@ -45,7 +45,8 @@ class _Weights(NamedTuple):
 def _weights(layers: Layers, rule: LambRule) -> _Weights:
     def columns(t: Count) -> tuple[Count, ...]:
         (a1, b1), (a2, b2) = rule.first_weights(t), rule.second_weights(t)
-        root = a2**0.5
+        # With a look-ahead these are not used, and a2 may be 0.
+        root = a2**0.5 if rule.nesterov is None else 1.0
         return a1, b1, a2, b2, a1 / root, 1 / root, rule.eps / root
 
     if isinstance(layers.t, Tensor):  # all layers at once, for each operation is a launch
