@@ -1,8 +1,11 @@
 """The birth certificate of a measurement: machine, versions, commit, date and command beside its numbers."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,3 +34,17 @@ def write_result(name: str, numbers: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def in_a_line(error: Exception) -> str:
+    """Return what another package raised, for a table."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

@@ -14,7 +14,6 @@ share of what a copy of one large array reaches in the same round, say how near 
 
 import argparse
 import importlib
-import importlib.metadata
 import statistics
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from certificate import write_result
+from certificate import in_a_line, installed, write_result
 from largebatch import LAMB, LANS, LARS
 from step_length import timm
 
@@ -96,17 +95,10 @@ def words(name: str) -> tuple[int, int]:
     return next(moved for key, moved in WORDS.items() if key in name.lower())
 
 
-def step_seconds(optimizer: Any) -> float:
-    """Return the seconds of one step."""
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Return the seconds that a call takes."""
     began = time.perf_counter()
-    optimizer.step()
-    return time.perf_counter() - began
-
-
-def copy_seconds(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the seconds of a copy of one array to another."""
-    began = time.perf_counter()
-    b.copy_(a)
+    call()
     return time.perf_counter() - began
 
 
@@ -131,7 +123,7 @@ def contenders(shapes: Shapes, dtype: torch.dtype, only: list[str]) -> tuple[dic
         except ImportError:
             missing[name] = "not installed"
         except Exception as error:  # whatever another package raises: it is reported, not repaired
-            missing[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            missing[name] = in_a_line(error)
         else:
             found[name] = optimizer
     assert all(p.isfinite().all() for p in made), "what is not finite takes other times"
@@ -141,14 +133,14 @@ def contenders(shapes: Shapes, dtype: torch.dtype, only: list[str]) -> tuple[dic
 def measure(found: dict[str, Any], rounds: int) -> tuple[dict[str, list[float]], list[float]]:
     """Return the seconds of each in each round, and the bytes a second of a copy in each."""
     a, b = torch.ones(1 << 26), torch.zeros(1 << 26)
-    copy_seconds(a, b)
+    b.copy_(a)
     seconds: dict[str, list[float]] = {name: [] for name in found}
     copied: list[float] = []
     for turn in range(rounds):
         order = list(found) if turn % 2 == 0 else list(reversed(found))
         for name in order:
-            seconds[name].append(step_seconds(found[name]))
-        copied.append(2 * a.numel() * 4 / copy_seconds(a, b))
+            seconds[name].append(seconds_of(found[name].step))
+        copied.append(2 * a.numel() * 4 / seconds_of(lambda: b.copy_(a)))
     return seconds, copied
 
 
@@ -200,16 +192,9 @@ def main() -> None:
             "copy bytes a second": statistics.median(copied),
             "results": results,
             "not measured": missing,
-            "peers": {name: version for name in packages if (version := _version(name))},
+            "peers": installed(packages),
         },
     )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Clipping is switched off where it can be. DeepSpeed's rule is written out, from 
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from certificate import write_result
+from certificate import in_a_line, installed, write_result
 from largebatch import LAMB, LARS
 
 LR, BETAS, EPS, DECAY = 0.01, (0.9, 0.999), 1e-6, 0.01
@@ -206,7 +205,7 @@ def measured(name: str, start: Callable[[], Run], reference: list[list[np.ndarra
     except ImportError:
         return {"not measured": "not installed"}
     except Exception as error:  # whatever another package raises: it is reported, not repaired
-        return {"not measured": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}
+        return {"not measured": in_a_line(error)}
     apart = [
         float(np.linalg.norm(a - b) / np.linalg.norm(b - c))
         for a, b, c in zip(path[-1], reference[-1], reference[0], strict=True)
@@ -236,18 +235,9 @@ def main() -> None:
     table(lamb, "LAMB, ||step|| / reference's")
     table(lars, "LARS, ||step|| / 2017's")
     packages = ("timm", "torch-optimizer", "pytorch-optimizer", "bitsandbytes", "optax", "jax", "keras")
-    installed = {name: importlib.metadata.version(name) for name in packages if _installed(name)}
     rates = [round(warm_up_and_decay(step), 4) for step in range(1, STEPS + 1)]
     settings = {"lamb": {"lr": LR, **same}, "lars": {"lr": rates, "trust_coefficient": 0.001, **options}}
-    write_result("step_length", {"lamb": lamb, "lars": lars, "peers": installed, "settings": settings})
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    write_result("step_length", {"lamb": lamb, "lars": lars, "peers": installed(packages), "settings": settings})
 
 
 if __name__ == "__main__":

@@ -36,6 +36,20 @@ def run(optimizer: Any, made: list[nn.Parameter], steps: int = 50, size: float =
     return [p.detach().clone() for p in made]
 
 
+class EachParameter(SGD):
+    """A base with a rule of its own, `move_`, for each parameter that has a gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.move_(p, p.grad, group)
+
+    def move_(self, p: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
 class Lion(Optimizer):
     """A base from elsewhere: the sign of an average, with a decay of its own."""
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from bases import BASES, parameters
+from bases import BASES, EachParameter, parameters
 from peers import timm_lamb, timm_lookahead
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import (
     ASGD,
     LBFGS,
@@ -22,41 +22,29 @@ from torch.optim import (
 from largebatch.optim import LAMB, Layerwise
 
 
-class KeepsTheRate(SGD):
+class KeepsTheRate(EachParameter):
     """Takes the rate of its first step for ever."""
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    rate = self.state[p].setdefault("lr", group["lr"])
-                    p.sub_(rate * p.grad)
+    def move_(self, p: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        rate = self.state[p].setdefault("lr", group["lr"])
+        p.sub_(rate * gradient)
 
 
-class RateInTheMomentum(SGD):
+class RateInTheMomentum(EachParameter):
     """The momentum of LARS 2017."""
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    v = self.state[p].setdefault("v", torch.zeros_like(p))
-                    v.mul_(0.9).add_(group["lr"] * (p.grad + group["weight_decay"] * p))
-                    p.sub_(v)
+    def move_(self, p: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        v = self.state[p].setdefault("v", torch.zeros_like(p))
+        v.mul_(0.9).add_(group["lr"] * (gradient + group["weight_decay"] * p))
+        p.sub_(v)
 
 
-class Bounded(SGD):
+class Bounded(EachParameter):
     """No element moves by more than 1, but for the decay."""
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.sub_((group["lr"] * p.grad).clamp(-1, 1))
+    def move_(self, p: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.sub_((group["lr"] * gradient).clamp(-1, 1))
 
 
 class Wrapper(Optimizer):
@@ -267,14 +255,10 @@ def test_a_misspelt_option_in_a_group_of_the_base_is_refused() -> None:
         Layerwise(base)
 
 
-class BoundedWhereAsked(SGD):
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    step = group["lr"] * p.grad
-                    p.sub_(step.clamp(-1, 1) if group.get("bounded") else step)
+class BoundedWhereAsked(EachParameter):
+    def move_(self, p: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        step = group["lr"] * gradient
+        p.sub_(step.clamp(-1, 1) if group.get("bounded") else step)
 
 
 def test_every_group_of_a_base_is_tried() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from bases import BASES, Lion, parameters, run
-from torch import nn
+from bases import BASES, EachParameter, Lion, parameters, run
+from torch import Tensor, nn
 from torch.optim import (
     SGD,
     Adagrad,
@@ -301,20 +301,16 @@ def test_init_state_without_data() -> None:
     assert optimizer.state[x]["exp_avg"].is_meta
 
 
-class Nested(SGD):
+class Nested(EachParameter):
     """Has tensors of other shapes, in a list, as bases with preconditioners do."""
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    state = self.state[p]
-                    if not state:
-                        state["Q"] = [torch.eye(p.shape[0]), {"half": torch.ones(3, dtype=torch.float32) / 3}]
-                        state["rows"] = torch.ones(p.shape[0]) / 3
-                    state["Q"][0].mul_(0.5)
-                    p.sub_(group["lr"] * p.grad)
+    def move_(self, p: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state["Q"] = [torch.eye(p.shape[0]), {"half": torch.ones(3, dtype=torch.float32) / 3}]
+            state["rows"] = torch.ones(p.shape[0]) / 3
+        state["Q"][0].mul_(0.5)
+        p.sub_(group["lr"] * gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -369,17 +365,13 @@ def test_a_base_that_cannot_ascend_is_given_the_negative() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-class CountsInIntegers(SGD):
+class CountsInIntegers(EachParameter):
     """Its rule depends on a count that is no tensor."""
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    state = self.state[p]
-                    state["step"] = state.get("step", 0) + 1
-                    p.sub_(group["lr"] * (p.grad + p / state["step"]))
+    def move_(self, p: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        state["step"] = state.get("step", 0) + 1
+        p.sub_(group["lr"] * (gradient + p / state["step"]))
 
 
 def test_a_count_that_is_no_tensor_is_taken_back_too() -> None:
