@@ -7,7 +7,8 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test test-slow lint format docs clean
 
 # PyTorch's CPU build has to be named before anything that depends on it is resolved.
-$(STAMP): pyproject.toml constraints.txt
+KERNELS := $(wildcard src/largebatch/optim/kernels/cpu*.cpp src/largebatch/optim/kernels/cpu*.h)
+$(STAMP): pyproject.toml setup.py constraints.txt $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make: '$(PYTHON)' is no Python 3.11 or newer; name one with make PYTHON=..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -80,7 +80,7 @@ def _errors(*own: ErrorOptimizerInput, groups_are_the_bases: bool = False) -> An
             _error({"lr": -1e-3}, "(lr is -0.001|Invalid learning rate)"),
             _error({"weight_decay": -0.1}, "([Ww]eight_decay)"),
             _error({"norm": 3}, "norm is 3"),
-            _error({"fused": True}, "fused=True", NotImplementedError),
+            _error({"fused": True, "foreach": True}, "foreach=True and fused=True"),
             _sparse_step(device, dtype),
             *own,
         ]
@@ -99,13 +99,14 @@ def _sparse_step(device: Any, dtype: Any) -> ErrorOptimizerInput:
     )
 
 
-def _info(kind: type, inputs: Any, errors: Any, *, capturable: bool = True) -> OptimizerInfo:
-    flags = ("foreach", "differentiable", "maximize", *(("capturable",) if capturable else ()))
+def _info(kind: type, inputs: Any, errors: Any, *, capturable: bool = True, fused: bool = True) -> OptimizerInfo:
+    implementations = ("foreach", "differentiable", *(("fused",) if fused else ()))
+    flags = (*implementations, "maximize", *(("capturable",) if capturable else ()))
     return OptimizerInfo(
         kind,  # pyright: ignore[reportArgumentType]
         optim_inputs_func=inputs,
         optim_error_inputs_func=errors,
-        supported_impls=("foreach", "differentiable"),
+        supported_impls=implementations,
         not_og_supported_flags=flags,
         has_capturable_arg=capturable,
     )
@@ -144,6 +145,6 @@ INFOS = [
         ),
         _errors(_error({"momentum": 1.0}, "momentum is 1.0"), _error({"rule": "2018"}, "rule is '2018'")),
     ),
-    _info(LayerwiseAdamW, _inputs(_CLIPPED), _errors(groups_are_the_bases=True), capturable=False),
-    _info(LayerwiseSGD, _inputs(_CLIPPED), _errors(groups_are_the_bases=True), capturable=False),
+    _info(LayerwiseAdamW, _inputs(_CLIPPED), _errors(groups_are_the_bases=True), capturable=False, fused=False),
+    _info(LayerwiseSGD, _inputs(_CLIPPED), _errors(groups_are_the_bases=True), capturable=False, fused=False),
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pytest
 import zoo
 from torch.optim import SGD, Adagrad, AdamW, Optimizer, RMSprop
 
@@ -23,7 +24,14 @@ class Case:
     build: Callable[..., Any]
     judge: type[oracle.Oracle]
     option_sets: dict[str, Groups]
-    backends: tuple[str, ...] = ("plain", "foreach", "capturable plain", "capturable foreach")
+    backends: tuple[str, ...] = (
+        "plain",
+        "foreach",
+        "fused",
+        "capturable plain",
+        "capturable foreach",
+        "capturable fused",
+    )
 
 
 def _alone(**options: Any) -> Groups:
@@ -124,9 +132,15 @@ COMMON_GROUPS: list[Options] = [
 ]
 
 
+def _without_fused(how: Options) -> Options:
+    """Return options for `Layerwise`, which has no fused kernels: those of its fastest stand in their place."""
+    alone = how.get("fused") is True and not {"foreach", "differentiable"} & set(how)
+    return {("foreach" if name == "fused" and alone else name): value for name, value in how.items()}
+
+
 def _layerwise(base: type[Optimizer], **options: Any) -> Callable[..., Layerwise]:
     def build(groups: list[Options], **how: Any) -> Layerwise:
-        return Layerwise(base(groups, **options), **how)
+        return Layerwise(base(groups, **options), **_without_fused(how))
 
     return build
 
@@ -165,7 +179,7 @@ def layerwise_over(base: type[Optimizer], **fixed: Any) -> Callable[..., Layerwi
     own = set(inspect.signature(Layerwise).parameters)
 
     def make(params: Any, **options: Any) -> Layerwise:
-        given = {**fixed, **options}
+        given = _without_fused({**fixed, **options})
         ours = {key: value for key, value in given.items() if key in own}
         # Where both have an option of one name, both get it; but how the base computes is not tried here.
         base_options = {key: value for key, value in given.items() if key not in own or key == "differentiable"}
@@ -186,7 +200,11 @@ MAKERS: dict[str, Callable[..., Any]] = {
 """Every optimizer as something that takes parameters and options, for tests of what they have in common."""
 
 
+BACKENDS = ("plain", "foreach", "fused")
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
 def how(backend: str) -> Options:
     """Return the options that choose a backend."""
-    chosen: Options = {"foreach": backend.endswith("foreach")}
+    chosen: Options = {"fused": True} if backend.endswith("fused") else {"foreach": backend.endswith("foreach")}
     return {**chosen, "capturable": True} if backend.startswith("capturable") else chosen

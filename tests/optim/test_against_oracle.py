@@ -1,4 +1,4 @@
-"""The chain of trust of every rule: oracle in float64 -> plain kernels -> foreach kernels; wrong rules are caught."""
+"""The chain of trust of every rule: oracle in float64 -> plain -> foreach and fused kernels; wrong rules are caught."""
 
 from typing import Any
 
@@ -110,34 +110,38 @@ def _error(made: list[torch.nn.Parameter], exact: list[np.ndarray], least: float
     ("dtype", "masters"),
     [(torch.float32, False), *((d, m) for d in (torch.bfloat16, torch.float16) for m in (False, True))],
 )
-def test_foreach_errs_at_most_twice_as_much_as_plain(rule: str, dtype: torch.dtype, masters: bool) -> None:
+@pytest.mark.parametrize("backend", ["foreach", "fused"])
+def test_fast_kernels_err_at_most_twice_as_much_as_plain(
+    rule: str, dtype: torch.dtype, masters: bool, backend: str
+) -> None:
     case = CASES[rule]
     groups = case.option_sets["everything"]
     start = [torch.tensor(a).to(dtype).double().numpy() for a in zoo.weights()]
     oracle = case.judge(start, groups)
     runs = {}
     plain = 0.0
-    for backend in (False, True):
+    for some in ("plain", backend):
         made = zoo.parameters(start, dtype)
-        optimizer = case.build(zoo.groups_over(made, groups), foreach=backend, master_weights=masters)
-        runs[backend] = made, zoo.run(made, optimizer)
-    for step, _ in zip(runs[False][1], runs[True][1], strict=True):
+        optimizer = case.build(zoo.groups_over(made, groups), master_weights=masters, **rules.how(some))
+        runs[some] = made, zoo.run(made, optimizer)
+    for step, _ in zip(runs["plain"][1], runs[backend][1], strict=True):
         for number, group in enumerate(oracle.groups):
             group["lr"] = zoo.learning_rate(number, step)
         given = [g if g is None else torch.tensor(g).to(dtype).double().numpy() for g in zoo.gradients(step)]
         oracle.step(given)
-        plain, fast = (_error(runs[backend][0], oracle.x) for backend in (False, True))
+        plain, fast = (_error(runs[some][0], oracle.x) for some in ("plain", backend))
         assert fast <= 2 * plain + torch.finfo(torch.float32).eps, step
     if masters:  # without them the error grows from step to step
-        assert _error(runs[False][0], oracle.x, least=1e-3) < torch.finfo(dtype).eps
+        assert _error(runs["plain"][0], oracle.x, least=1e-3) < torch.finfo(dtype).eps
 
 
-def test_norms_of_long_float32_tensors_are_exact() -> None:
+@rules.every_backend
+def test_norms_of_long_float32_tensors_are_exact(backend: str) -> None:
     torch.manual_seed(0)
     x = torch.nn.Parameter(torch.randn(1000, 3001))
     x.grad = torch.randn(1000, 3001) * 1e-3
     exact = x.grad.double().square().sum().sqrt()
-    optimizer = LAMB([("x", x)], betas=(0.0, 0.0), eps=1e-30, weight_decay=0.0)
+    optimizer = LAMB([("x", x)], betas=(0.0, 0.0), eps=1e-30, weight_decay=0.0, **rules.how(backend))
     assert abs(float(optimizer.grad_norm() / exact) - 1) < 2e-7
     assert abs(float(torch.linalg.vector_norm(x.grad) / exact) - 1) > 2e-6, "then torch's own would do"
     weights = x.detach().double().square().sum().sqrt()

@@ -127,15 +127,17 @@ def test_the_default_chooses_and_says_so_once(
 ) -> None:
     monkeypatch.setattr(base, "_logged", set())
     caplog.set_level(logging.INFO, logger="largebatch.optim")
-    for choice in (None, None, True, False):
+    choices: list[dict[str, Any]] = [{}, {}, {"fused": True}, {"fused": False}, {"foreach": True}, {"foreach": False}]
+    for options in choices:
         x = nn.Parameter(torch.ones(2))
         x.grad = torch.ones(2)
-        optimizer = LAMB([x], foreach=choice)
+        optimizer = LAMB([x], **options)
         optimizer.step()
         optimizer.step()
     x = torch.ones(2).as_subclass(Marked).requires_grad_()
     x.grad = torch.ones(2)
     LAMB([x]).step()
     assert [record.getMessage() for record in caplog.records] == [
-        f"LAMB on cpu: {kernels} kernels (the default; foreach=... chooses)" for kernels in ("foreach", "plain")
+        f"LAMB: {kernels} kernels on cpu (the default; fused=... or foreach=... chooses)"
+        for kernels in ("fused", "foreach", "plain")
     ]

@@ -155,16 +155,17 @@ def test_a_complex_parameter_equals_its_real_view(info: OptimizerInfo, kwargs: d
 
 
 @every_input
-def test_foreach_matches_the_loop(info: OptimizerInfo, kwargs: dict[str, Any]) -> None:
+def test_fast_kernels_match_the_loop(info: OptimizerInfo, kwargs: dict[str, Any]) -> None:
     ends = []
-    for foreach in (False, True):
+    fused = [{"fused": True}] if "fused" in info.supported_impls else []
+    for backend in ({"foreach": False}, {"foreach": True}, *fused):
         parameters, loss = line(differentiable=kwargs.get("differentiable", False))
-        optimizer = built(info, parameters, {**kwargs, "foreach": foreach})
+        optimizer = built(info, parameters, {**kwargs, **backend})
         for _ in range(10):
             optimizer.step(loss)
         ends.append(([p.detach() for p in parameters], [optimizer.state[p] for p in parameters]))
-    for one, other in zip(*ends[0:2], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-12, atol=1e-14)
 
 
 @every_input

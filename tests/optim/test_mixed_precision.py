@@ -15,7 +15,6 @@ from largebatch.optim import LAMB, LANS, LARS, Layerwise
 
 CAPTURABLE = {name: rules.CASES[name] for name in ("LAMB", "LANS", "LARS")}
 every_case = pytest.mark.parametrize("case", CAPTURABLE.values(), ids=CAPTURABLE)
-both_backends = pytest.mark.parametrize("foreach", [False, True], ids=["plain", "foreach"])
 
 
 def built(case: rules.Case, made: list[nn.Parameter], **options: Any) -> Any:
@@ -23,12 +22,12 @@ def built(case: rules.Case, made: list[nn.Parameter], **options: Any) -> Any:
 
 
 @every_case
-@both_backends
-def test_scaled_gradients_and_skipped_steps_equal_the_oracle(case: rules.Case, foreach: bool) -> None:
+@rules.every_backend
+def test_scaled_gradients_and_skipped_steps_equal_the_oracle(case: rules.Case, backend: str) -> None:
     """Every third step has a gradient that is not finite; the oracle does not get to see it."""
     made = zoo.parameters(zoo.weights())
     groups = case.option_sets["everything"]
-    ours, oracle = built(case, made, foreach=foreach, capturable=True), case.judge(zoo.weights(), groups)
+    ours, oracle = built(case, made, **rules.how(backend), capturable=True), case.judge(zoo.weights(), groups)
     assert ours._step_supports_amp_scaling
     for step in range(1, 20):
         skipped = step % 3 == 1  # the first of all among them
@@ -57,11 +56,11 @@ def test_scaled_gradients_and_skipped_steps_equal_the_oracle(case: rules.Case, f
 
 
 @every_case
-@both_backends
+@rules.every_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_skipped_step_changes_nothing_at_all(case: rules.Case, foreach: bool, dtype: torch.dtype) -> None:
+def test_a_skipped_step_changes_nothing_at_all(case: rules.Case, backend: str, dtype: torch.dtype) -> None:
     made = zoo.parameters(zoo.weights(), dtype)
-    optimizer = built(case, made, foreach=foreach, capturable=True, master_weights=True)
+    optimizer = built(case, made, **rules.how(backend), capturable=True, master_weights=True)
     for _ in zoo.run(made, optimizer, steps=8):  # until every layer has its state
         pass
     before = [p.detach().clone() for p in made], copy.deepcopy(optimizer.state_dict())

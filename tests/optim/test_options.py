@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from rules import MAKERS
+from rules import MAKERS, every_backend, how
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -87,15 +87,18 @@ def test_a_bad_value_is_refused_with_what_is_allowed(name: str, option: str, val
             MAKERS[name]([{"params": [nn.Parameter(torch.ones(3, 4))], option: value}])
 
 
-@pytest.mark.parametrize("name", BAD_VALUES)
-def test_what_is_not_built_says_so(name: str) -> None:
-    with pytest.raises(NotImplementedError, match=r"fused.*this version"):
-        over(name, fused=True)
+@pytest.mark.parametrize("name", ["LAMB", "LANS", "LARS"])
+def test_fused_kernels_where_there_are_none_are_refused(name: str) -> None:
+    x = nn.Parameter(torch.ones(2, device="meta"))
+    with pytest.raises(NotImplementedError, match=f"fused=True: {name} has no fused kernels for parameters on meta"):
+        MAKERS[name]([x], fused=True)
+    with pytest.raises(NotImplementedError, match="fused=True: Layerwise has no fused kernels for parameters on cpu"):
+        Layerwise(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), fused=True)
 
 
 @pytest.mark.parametrize("name", BAD_VALUES)
 def test_contradictions_are_refused(name: str) -> None:
-    for other in ("foreach", "master_weights"):
+    for other in ("foreach", "master_weights", "fused"):
         with pytest.raises(ValueError, match=f"differentiable=True and {other}=True"):
             over(name, differentiable=True, **{other: True})
     with pytest.raises(ValueError, match="foreach=True and fused=True"):
@@ -132,7 +135,7 @@ def test_an_option_set_out_of_range_later_is_refused_before_anything_changes(nam
     optimizer = over(name)
     (x,) = optimizer.param_groups[0]["params"]
     x.grad = torch.ones_like(x)
-    for option, value in (("lr", -1e-9), ("lr", NAN), ("max_grad_norm", 0), ("weight_decay", -1), ("fused", True)):
+    for option, value in (("lr", -1e-9), ("lr", NAN), ("max_grad_norm", 0), ("weight_decay", -1), ("fused", 1)):
         good = optimizer.param_groups[0][option]
         optimizer.param_groups[0][option] = value
         with pytest.raises((ValueError, NotImplementedError), match=option):
@@ -272,11 +275,11 @@ def test_every_option_is_tried(name: str) -> None:
 
 
 @pytest.mark.parametrize("per_group", [False, True])
-@pytest.mark.parametrize("backend", [False, True], ids=["plain", "foreach"])
+@every_backend
 @pytest.mark.parametrize(
     ("name", "option"), [(name, option) for name, changes in CHANGES.items() for option in changes]
 )
-def test_every_option_changes_the_step_also_per_group(name: str, option: str, backend: bool, per_group: bool) -> None:
+def test_every_option_changes_the_step_also_per_group(name: str, option: str, backend: str, per_group: bool) -> None:
     make = MAKERS["Layerwise AdamW" if name == "Layerwise" else name]
     if CHANGES[name][option] == "refused":
         with pytest.raises(ValueError, match=f"{option}.*must be None"):
@@ -288,7 +291,7 @@ def test_every_option_changes_the_step_also_per_group(name: str, option: str, ba
     gradients = torch.randn(3, 3, 4, generator=generator) * torch.tensor([1.0, 0.1, 0.01]).view(3, 1, 1)
     for change in ({}, {option: CHANGES[name][option]}):
         x = nn.Parameter(start.clone())
-        options: dict[str, Any] = {"lr": 0.1, "foreach": backend}
+        options: dict[str, Any] = {"lr": 0.1, **how(backend)}
         if name != "LARS":
             options["eps"] = 1e-3
         given: dict[str, Any] = {"params": [x], **(change if per_group else {})}

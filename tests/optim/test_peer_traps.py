@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peers import timm_lamb
-from rules import MAKERS
+from rules import MAKERS, every_backend, how
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
@@ -154,14 +154,14 @@ def test_trap_10_counts_of_elements_overflow_at_two_to_the_31() -> None:
 
 
 @every_maker
-@pytest.mark.parametrize("foreach", [False, True])
-def test_trap_11_complex_parameters_differ_from_their_real_twins(make: Any, foreach: bool) -> None:
+@every_backend
+def test_trap_11_complex_parameters_differ_from_their_real_twins(make: Any, backend: str) -> None:
     x = nn.Parameter(torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex128))
     twin = nn.Parameter(torch.view_as_real(x.detach()).clone())
     x.grad = torch.tensor([0.5 - 1j, 2 + 0.1j], dtype=torch.complex128)
     twin.grad = torch.view_as_real(x.grad).clone()
     for p in (x, twin):
-        optimizer = make([p], lr=0.1, foreach=foreach)
+        optimizer = make([p], lr=0.1, **how(backend))
         for _ in range(3):
             optimizer.step()
     torch.testing.assert_close(torch.view_as_real(x), twin, rtol=1e-13, atol=0)

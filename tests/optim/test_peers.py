@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peers import timm_lamb, timm_lars
+from rules import every_backend, how
 from torch import nn
 from torch.optim import SGD, AdamW
 
@@ -93,17 +94,17 @@ def _optax() -> Any:
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("foreach", [False, True])
-def test_lamb_equals_optaxs(weight_decay: float, foreach: bool) -> None:
+@every_backend
+def test_lamb_equals_optaxs(weight_decay: float, backend: str) -> None:
     options: dict[str, Any] = {"eps": 1e-6, "weight_decay": weight_decay}
     theirs = optax_run(lambda schedule: _optax().lamb(schedule, b1=0.9, b2=0.99, **options))
-    ours = torch_run(lambda p: LAMB(p, betas=(0.9, 0.99), foreach=foreach, **options))
+    ours = torch_run(lambda p: LAMB(p, betas=(0.9, 0.99), **how(backend), **options))
     assert largest_difference(ours, theirs) < ROUNDING
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("foreach", [False, True])
-def test_lars_of_2017_equals_optaxs_without_decay(nesterov: bool, foreach: bool) -> None:
+@every_backend
+def test_lars_of_2017_equals_optaxs_without_decay(nesterov: bool, backend: str) -> None:
     """Its rate is inside the momentum, as in the paper; its denominator takes the decay in otherwise than ours."""
     options: dict[str, Any] = {"trust_coefficient": 0.1, "nesterov": nesterov, "momentum": 0.9, "eps": 0.0}
 
@@ -111,7 +112,7 @@ def test_lars_of_2017_equals_optaxs_without_decay(nesterov: bool, foreach: bool)
         return optax_run(lambda schedule: _optax().lars(schedule, weight_decay=weight_decay, **options))
 
     def ours(weight_decay: float) -> Iterator[list[np.ndarray]]:
-        return torch_run(lambda p: LARS(p, lr=1.0, weight_decay=weight_decay, rule="2017", foreach=foreach, **options))
+        return torch_run(lambda p: LARS(p, lr=1.0, weight_decay=weight_decay, rule="2017", **how(backend), **options))
 
     assert largest_difference(ours(0.0), theirs(0.0)) < ROUNDING
     assert largest_difference(ours(0.1), theirs(0.1)) > 100 * ROUNDING, "||g + decay * x|| is another denominator"
@@ -150,10 +151,10 @@ def test_lars_with_the_rate_outside_equals_timms(weight_decay: float, nesterov: 
     assert largest_difference(ours("2017"), theirs()) > 10 * ROUNDING, "the rate is on the other side of the momentum"
 
 
-@pytest.mark.parametrize("foreach", [False, True])
-def test_lamb_without_ratio_and_decay_is_adam(foreach: bool) -> None:
+@every_backend
+def test_lamb_without_ratio_and_decay_is_adam(backend: str) -> None:
     theirs = torch_run(lambda p: AdamW(p, eps=1e-6, weight_decay=0.0))
-    ours = torch_run(lambda p: LAMB(p, adapt=False, weight_decay=0.0, foreach=foreach))
+    ours = torch_run(lambda p: LAMB(p, adapt=False, weight_decay=0.0, **how(backend)))
     assert largest_difference(ours, theirs) < ROUNDING
 
 

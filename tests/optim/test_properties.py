@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from rules import CASES, MAKERS
+from rules import BACKENDS, CASES, MAKERS, every_backend, how
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -16,7 +16,6 @@ from largebatch.optim import LAMB, LANS, LARS
 from oracle import Lamb as Oracle
 
 F64 = torch.float64
-both_backends = pytest.mark.parametrize("backend", [False, True], ids=["plain", "foreach"])
 every_maker = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 MOVES_BY_LR = {name: MAKERS[name] for name in ("LAMB", "LARS", "Layerwise AdamW", "Layerwise SGD")}
@@ -39,54 +38,54 @@ def random(*shape: int, seed: int = 0, count: int = 5) -> tuple[Tensor, list[Ten
     return draw(), [draw() for _ in range(count)]
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("make", MOVES_BY_LR.values(), ids=MOVES_BY_LR)
 @pytest.mark.parametrize(("norm", "order"), [(1, 1), (2, 2), ("inf", torch.inf)])
-def test_an_adapted_layer_moves_by_exactly_lr_times_its_norm(make: Any, backend: bool, norm: Any, order: float) -> None:
+def test_an_adapted_layer_moves_by_exactly_lr_times_its_norm(make: Any, backend: str, norm: Any, order: float) -> None:
     start, grads = random(5, 4)
     for number in range(1, 4):
-        before = steps(start, grads[: number - 1], make, lr=0.03, norm=norm, foreach=backend)
-        after = steps(start, grads[:number], make, lr=0.03, norm=norm, foreach=backend)
+        before = steps(start, grads[: number - 1], make, lr=0.03, norm=norm, **how(backend))
+        after = steps(start, grads[:number], make, lr=0.03, norm=norm, **how(backend))
         moved, size = (torch.linalg.vector_norm(a, order) for a in (after - before, before))
         torch.testing.assert_close(moved, 0.03 * size, rtol=1e-11, atol=0)
-    free = steps(start, grads[:1], make, lr=0.03, norm=norm, foreach=backend, adapt=False)
+    free = steps(start, grads[:1], make, lr=0.03, norm=norm, **how(backend), adapt=False)
     moved, size = (torch.linalg.vector_norm(a, order) for a in (free - start, start))
     assert abs(moved / (0.03 * size) - 1) > 0.01
 
 
-@both_backends
-def test_lans_moves_by_its_two_shares_of_lr(backend: bool) -> None:
+@every_backend
+def test_lans_moves_by_its_two_shares_of_lr(backend: str) -> None:
     """At most by lr times the norm; by exactly that where both directions are one, at the first step with beta1 0."""
     start, grads = random(5, 4)
     before = after = start
     for number in range(1, 5):
-        before = steps(start, grads[: number - 1], LANS, lr=0.03, foreach=backend)
-        after = steps(start, grads[:number], LANS, lr=0.03, foreach=backend)
+        before = steps(start, grads[: number - 1], LANS, lr=0.03, **how(backend))
+        after = steps(start, grads[:number], LANS, lr=0.03, **how(backend))
         assert (after - before).norm() <= 0.03 * before.norm() * (1 + 1e-12)
-    one = steps(start, grads[:1], LANS, lr=0.03, betas=(0.0, 0.9), foreach=backend)
+    one = steps(start, grads[:1], LANS, lr=0.03, betas=(0.0, 0.9), **how(backend))
     torch.testing.assert_close((one - start).norm(), 0.03 * start.norm(), rtol=1e-12, atol=0)
     assert (after - before).norm() < 0.03 * before.norm() * (1 - 1e-6), "r and c differ after the first step"
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("rule", ["2017", "2017-lr-outside"])
-def test_the_first_step_of_2017_is_the_coefficients_share_of_lr(backend: bool, rule: Any) -> None:
+def test_the_first_step_of_2017_is_the_coefficients_share_of_lr(backend: str, rule: Any) -> None:
     start, grads = random(5, 4, count=2)
     options: dict[str, Any] = {"lr": 3.0, "rule": rule, "trust_coefficient": 0.02, "weight_decay": 0.0}
-    first = steps(start, grads[:1], LARS, foreach=backend, **options)
+    first = steps(start, grads[:1], LARS, **how(backend), **options)
     torch.testing.assert_close((first - start).norm(), 3.0 * 0.02 * start.norm(), rtol=1e-12, atol=0)
-    second = steps(start, grads, LARS, foreach=backend, **options)
+    second = steps(start, grads, LARS, **how(backend), **options)
     assert abs((second - first).norm() / (3.0 * 0.02 * first.norm()) - 1) > 0.01, "the momentum joins in"
 
 
-@both_backends
-def test_both_forms_of_2017_agree_while_the_rate_is_constant(backend: bool) -> None:
+@every_backend
+def test_both_forms_of_2017_agree_while_the_rate_is_constant(backend: str) -> None:
     start, grads = random(5, 4, count=10)
     for constant in (True, False):
         ends = []
         for rule in ("2017", "2017-lr-outside"):
             x = nn.Parameter(start.clone())
-            optimizer = LARS([x], lr=2.0, rule=rule, foreach=backend)
+            optimizer = LARS([x], lr=2.0, rule=rule, **how(backend))
             for number, g in enumerate(grads):
                 optimizer.param_groups[0]["lr"] = 2.0 if constant else 2.0 - 0.15 * number
                 x.grad = g.clone()
@@ -95,14 +94,14 @@ def test_both_forms_of_2017_agree_while_the_rate_is_constant(backend: bool) -> N
         assert torch.allclose(*ends, rtol=1e-12, atol=1e-14) is constant
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("name", ["LAMB", "LANS", "LARS", "Layerwise AdamW", "Layerwise SGD"])
-def test_scaling_the_loss_leaves_the_step_as_eps_vanishes(name: str, backend: bool) -> None:
+def test_scaling_the_loss_leaves_the_step_as_eps_vanishes(name: str, backend: str) -> None:
     start, grads = random(5, 4)
     make = MAKERS[name]
 
     def difference(**options: Any) -> float:
-        ends = [steps(start, [s * g for g in grads], make, lr=0.1, foreach=backend, **options) for s in (1e-3, 1e3)]
+        ends = [steps(start, [s * g for g in grads], make, lr=0.1, **how(backend), **options) for s in (1e-3, 1e3)]
         return float((ends[0] - ends[1]).abs().max())
 
     if name.endswith("SGD") or name == "LARS":
@@ -114,39 +113,39 @@ def test_scaling_the_loss_leaves_the_step_as_eps_vanishes(name: str, backend: bo
         assert (difference(eps=1e-3) > 1e-4) is (name != "LANS")
 
 
-@both_backends
+@every_backend
 @every_maker
-def test_permutation_commutes_with_the_step(make: Any, backend: bool) -> None:
+def test_permutation_commutes_with_the_step(make: Any, backend: str) -> None:
     start, grads = random(24)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     for stacked, commutes in ((None, True), ((0, 3), False)):
-        options: dict[str, Any] = {"lr": 0.1, "stacked": stacked, "foreach": backend}
+        options: dict[str, Any] = {"lr": 0.1, "stacked": stacked, **how(backend)}
         ends = steps(start, grads, make, **options)[order]
         permuted = steps(start[order], [g[order] for g in grads], make, **options)
         assert torch.allclose(ends, permuted, rtol=1e-12, atol=1e-14) is commutes
 
 
-@both_backends
+@every_backend
 @every_maker
-def test_each_stacked_block_moves_as_a_layer_of_its_own(make: Any, backend: bool) -> None:
+def test_each_stacked_block_moves_as_a_layer_of_its_own(make: Any, backend: str) -> None:
     start, grads = random(4, 6)
     for dim, shape in ((0, 2), (1, 3), (-1, 3)):
-        whole = steps(start, grads, make, lr=0.1, stacked=(dim, 2), foreach=backend)
+        whole = steps(start, grads, make, lr=0.1, stacked=(dim, 2), **how(backend))
         for block in range(2):
             alone = steps(
                 start.narrow(dim, block * shape, shape),
                 [g.narrow(dim, block * shape, shape) for g in grads],
                 make,
                 lr=0.1,
-                foreach=backend,
+                **how(backend),
             )
             torch.testing.assert_close(whole.narrow(dim, block * shape, shape), alone, rtol=1e-11, atol=1e-13)
-        assert not torch.allclose(whole, steps(start, grads, make, lr=0.1, foreach=backend), rtol=1e-6)
+        assert not torch.allclose(whole, steps(start, grads, make, lr=0.1, **how(backend)), rtol=1e-6)
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("name", ["LAMB", "Layerwise AdamW"])
-def test_without_the_ratio_it_is_adamw(name: str, backend: bool) -> None:
+def test_without_the_ratio_it_is_adamw(name: str, backend: str) -> None:
     start, grads = random(5, 4, count=50)
     options: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}
     x = nn.Parameter(start.clone())
@@ -154,29 +153,29 @@ def test_without_the_ratio_it_is_adamw(name: str, backend: bool) -> None:
     for g in grads:
         x.grad = g
         theirs.step()
-    ours = steps(start, grads, MAKERS[name], adapt=False, foreach=backend, **options)
+    ours = steps(start, grads, MAKERS[name], adapt=False, **how(backend), **options)
     torch.testing.assert_close(ours, x.detach(), rtol=1e-11, atol=1e-13)
-    assert not torch.allclose(steps(start, grads, MAKERS[name], foreach=backend, **options), x.detach(), rtol=1e-3)
+    assert not torch.allclose(steps(start, grads, MAKERS[name], **how(backend), **options), x.detach(), rtol=1e-3)
 
 
-@both_backends
+@every_backend
 @every_maker
-def test_maximising_is_minimising_the_negative(make: Any, backend: bool) -> None:
+def test_maximising_is_minimising_the_negative(make: Any, backend: str) -> None:
     start, grads = random(5, 4)
     clip: dict[str, Any] = {} if make is LANS else {"max_grad_norm": 1.0}
-    down = steps(start, [-g for g in grads], make, **clip, foreach=backend)
-    assert torch.equal(steps(start, grads, make, maximize=True, **clip, foreach=backend), down)
-    assert not torch.equal(steps(start, grads, make, **clip, foreach=backend), down)
+    down = steps(start, [-g for g in grads], make, **clip, **how(backend))
+    assert torch.equal(steps(start, grads, make, maximize=True, **clip, **how(backend)), down)
+    assert not torch.equal(steps(start, grads, make, **clip, **how(backend)), down)
 
 
-@both_backends
+@every_backend
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_step_with_rate_zero_and_zero_gradients_changes_nothing(case: Any, backend: bool, dtype: torch.dtype) -> None:
+def test_a_step_with_rate_zero_and_zero_gradients_changes_nothing(case: Any, backend: str, dtype: torch.dtype) -> None:
     made = zoo.parameters(zoo.weights(), dtype)
     before = [p.detach().clone() for p in made]
     groups = case.option_sets["everything"]
-    optimizer = case.build(zoo.groups_over(made, groups), foreach=backend, master_weights=True)
+    optimizer = case.build(zoo.groups_over(made, groups), **how(backend), master_weights=True)
     for lr, unchanged in ((0.0, True), (0.5, False)):
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -189,16 +188,16 @@ def test_a_step_with_rate_zero_and_zero_gradients_changes_nothing(case: Any, bac
         )
 
 
-@both_backends
+@every_backend
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_are_left_as_they_are(case: Any, backend: bool, dtype: torch.dtype) -> None:
+def test_gradients_are_left_as_they_are(case: Any, backend: str, dtype: torch.dtype) -> None:
     made = zoo.parameters(zoo.weights(), dtype)
     zoo.set_gradients(made, zoo.gradients(30))
     held = [(p.grad, p.grad.clone(), p.grad._version) for p in made if p.grad is not None]
     clip: dict[str, Any] = {} if case.build is LANS else {"max_grad_norm": 1e-3}
     groups = [{**group, "maximize": True} for group in case.option_sets["everything"]]
-    optimizer = case.build(zoo.groups_over(made, groups), foreach=backend, **clip)
+    optimizer = case.build(zoo.groups_over(made, groups), **how(backend), **clip)
     optimizer.grad_norm()
     optimizer.step()
     for p, (same, copy, version) in zip(made, held, strict=True):
@@ -207,10 +206,10 @@ def test_gradients_are_left_as_they_are(case: Any, backend: bool, dtype: torch.d
         assert same._version == version
 
 
-@both_backends
-def test_betas_and_other_options_may_change_between_steps(backend: bool) -> None:
+@every_backend
+def test_betas_and_other_options_may_change_between_steps(backend: str) -> None:
     made, groups = zoo.parameters(zoo.weights()), ({**zoo.PLAIN_GROUP, "lr": 0.1},)
-    ours, oracle = zoo.optimizer_over(made, groups, foreach=backend), Oracle(zoo.weights(), groups)
+    ours, oracle = zoo.optimizer_over(made, groups, **how(backend)), Oracle(zoo.weights(), groups)
     stale = Oracle(zoo.weights(), groups)
     changes = ({"betas": (0.5, 0.9)}, {"eps": 1e-2}, {"weight_decay": 0.5}, {"adapt": False}, {"max_grad_norm": 0.1})
     for step, change in enumerate(({}, *changes), 1):
@@ -288,12 +287,12 @@ def test_grad_norm_is_that_of_the_gradients_as_they_are(make: Any) -> None:
     np.testing.assert_allclose(float(make([half]).grad_norm()), 60000, rtol=1e-6)
 
 
-@both_backends
+@every_backend
 @every_maker
-def test_a_gradient_that_is_not_a_number_shows_in_the_weights(make: Any, backend: bool) -> None:
+def test_a_gradient_that_is_not_a_number_shows_in_the_weights(make: Any, backend: str) -> None:
     start, grads = random(3, 2, count=1)
     grads[0][0, 0] = torch.nan
-    assert steps(start, grads, make, foreach=backend).isnan().all()
+    assert steps(start, grads, make, **how(backend)).isnan().all()
 
 
 @every_maker
@@ -368,30 +367,30 @@ def test_the_default_device_is_not_taken_for_that_of_the_parameters() -> None:
         assert torch.equal(x, expected)
 
 
-@both_backends
-def test_options_may_be_numbers_of_numpy(backend: bool) -> None:
+@every_backend
+def test_options_may_be_numbers_of_numpy(backend: str) -> None:
     start, grads = random(3, 4)
     options: dict[str, Any] = {"lr": 0.25, "betas": (0.5, 0.75), "eps": 0.125, "weight_decay": 0.5}
     bounds: dict[str, Any] = {"ratio_bounds": (0.0, 0.5), "phi_bounds": (0.0, 2.0), "max_grad_norm": 0.5}
-    expected = steps(start, grads, **options, **bounds, foreach=backend)
+    expected = steps(start, grads, **options, **bounds, **how(backend))
     same: dict[str, Any] = {
         name: tuple(map(np.float32, value)) if isinstance(value, tuple) else np.float32(value)
         for name, value in {**options, **bounds}.items()
     }
-    assert torch.equal(steps(start, grads, **same, foreach=backend), expected)
+    assert torch.equal(steps(start, grads, **same, **how(backend)), expected)
 
 
-@both_backends
+@every_backend
 @every_maker
-def test_a_tensor_learning_rate_equals_a_number(make: Any, backend: bool) -> None:
+def test_a_tensor_learning_rate_equals_a_number(make: Any, backend: str) -> None:
     ends = []
     for lr in (0.03, torch.tensor(0.03, dtype=torch.float64), torch.tensor([0.03], dtype=torch.float64)):
         made = zoo.parameters(zoo.weights())
         if isinstance(lr, Tensor) and "Layerwise" in str(make):
-            optimizer = make(made, lr=0.1, foreach=backend)  # the base would not take a tensor here
+            optimizer = make(made, lr=0.1, **how(backend))  # the base would not take a tensor here
             optimizer.param_groups[0]["lr"] = lr
         else:
-            optimizer = make(made, lr=lr, foreach=backend)
+            optimizer = make(made, lr=lr, **how(backend))
         for step in range(1, 6):
             zoo.set_gradients(made, zoo.gradients(step))
             optimizer.step()
@@ -424,14 +423,14 @@ def test_memory_layout_does_not_matter(make: Any, layout: str) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-6)
 
 
-@both_backends
+@every_backend
 @every_maker
-def test_complex_parameters_equal_their_real_view(make: Any, backend: bool) -> None:
+def test_complex_parameters_equal_their_real_view(make: Any, backend: str) -> None:
     torch.manual_seed(2)
     start = torch.randn(4, 3, dtype=torch.complex128)
     x, twin = nn.Parameter(start.clone()), nn.Parameter(torch.view_as_real(start).clone())
     clip: dict[str, Any] = {} if make is LANS else {"max_grad_norm": 1.0}
-    ours, real = (make([p], lr=0.1, foreach=backend, **clip) for p in (x, twin))
+    ours, real = (make([p], lr=0.1, **how(backend), **clip) for p in (x, twin))
     for _ in range(10):
         g = torch.randn(4, 3, dtype=torch.complex128)
         x.grad, twin.grad = g.conj(), torch.view_as_real(g.conj().resolve_conj()).clone()
@@ -458,12 +457,12 @@ def test_a_step_without_any_gradient_is_nothing() -> None:
         assert torch.equal(x, torch.ones(3))
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("name", ["LAMB", "LARS", "Layerwise SGD", "Layerwise AdamW"])
-def test_a_layer_whose_gradient_has_been_zero_for_long_never_leaps(name: str, backend: bool) -> None:
+def test_a_layer_whose_gradient_has_been_zero_for_long_never_leaps(name: str, backend: str) -> None:
     """Its direction fades below what float32 can square; it goes on by lr times its norm until there is none left."""
     x = nn.Parameter(random(300, 30)[0].float())
-    optimizer = MAKERS[name]([x], lr=0.01, weight_decay=0.0, foreach=backend)
+    optimizer = MAKERS[name]([x], lr=0.01, weight_decay=0.0, **how(backend))
     x.grad = random(300, 30, seed=1)[0].float()
     optimizer.step()
     x.grad = torch.zeros_like(x)
@@ -502,9 +501,9 @@ def test_sizes_that_float32_cannot_square_are_measured_all_the_same(name: str, w
     for clip in clips:
         ends = []
         for dtype in (torch.float64, torch.float32):
-            for backend in (False, True):
+            for backend in BACKENDS:
                 given = [(gradient * g).to(dtype) for g in grads]
-                end = steps((weight * start).to(dtype), given, MAKERS[name], foreach=backend, **options, **clip)
+                end = steps((weight * start).to(dtype), given, MAKERS[name], **how(backend), **options, **clip)
                 ends.append(end.double() / weight)
         assert name == "LARS 2017" or not torch.allclose(ends[0], start, rtol=1e-3)
         for end in ends[1:]:
@@ -512,9 +511,9 @@ def test_sizes_that_float32_cannot_square_are_measured_all_the_same(name: str, w
 
 
 def test_a_clip_does_not_erase_a_long_gradient() -> None:
-    for backend in (False, True):
+    for backend in BACKENDS:
         x = nn.Parameter(torch.ones(64, 64))
-        optimizer = LAMB([x], lr=0.1, max_grad_norm=1.0, foreach=backend)
+        optimizer = LAMB([x], lr=0.1, max_grad_norm=1.0, **how(backend))
         x.grad = torch.full((64, 64), 1e20)
         assert float(optimizer.grad_norm()) == pytest.approx(64e20)
         optimizer.step()
@@ -522,20 +521,20 @@ def test_a_clip_does_not_erase_a_long_gradient() -> None:
 
 
 @pytest.mark.parametrize("make", [LAMB, LANS])
-@both_backends
-def test_a_look_ahead_without_memory_of_squares_is_a_step_like_others(make: Any, backend: bool) -> None:
+@every_backend
+def test_a_look_ahead_without_memory_of_squares_is_a_step_like_others(make: Any, backend: str) -> None:
     start, grads = random(4, 3, count=3)
-    options: dict[str, Any] = {"lr": 0.1, "nesterov": "both", "foreach": backend}
+    options: dict[str, Any] = {"lr": 0.1, "nesterov": "both", **how(backend)}
     end = steps(start, grads, make, betas=(0.9, 0.0), **options)
     torch.testing.assert_close(end, steps(start, grads, make, betas=(0.9, 1e-12), **options), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.float64])
-@both_backends
-def test_gradients_that_fade_out_of_range_leave_a_number(backend: bool, dtype: torch.dtype) -> None:
+@every_backend
+def test_gradients_that_fade_out_of_range_leave_a_number(backend: str, dtype: torch.dtype) -> None:
     for name in ("LAMB", "LANS", "LARS", "LARS 2017"):
         x = nn.Parameter(torch.ones(4, dtype=dtype))
-        optimizer = MAKERS[name]([x], lr=0.01, foreach=backend)
+        optimizer = MAKERS[name]([x], lr=0.01, **how(backend))
         for power in range(330):
             x.grad = (torch.tensor([1.0, 0.5, 0.0, 0.0], dtype=torch.float64) * 10.0**-power).to(dtype)
             optimizer.step()

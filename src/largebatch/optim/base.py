@@ -27,13 +27,15 @@ from largebatch.optim.gathering import (
     refuse_sparse,
 )
 from largebatch.optim.gradient_norm import on
-from largebatch.optim.kernels import pieces, plain
+from largebatch.optim.kernels import cpu, pieces, plain
 from largebatch.optim.kernels.contract import Layers, Phases, Rule
 from largebatch.optim.state_contract import RatiosTaken, StatefulOptimizer
 from largebatch.optim.trust_ratio import RatioTerms, normalising_scales, norms_from_sums, trust_ratios
 
 _log = logging.getLogger("largebatch.optim")
 _logged: set[tuple[str, str, str]] = set()
+FUSED = {"fused cpu": cpu}
+"""Where fused kernels come from."""
 
 
 @dataclass(slots=True)
@@ -54,7 +56,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
     _normalises_gradients: ClassVar[bool] = False
     """Whether the kernels get gradients of unit norm, layer by layer."""
     _phases: ClassVar[dict[str, Phases]]
-    """Kernels by backend: "plain", "foreach"."""
+    """Kernels by backend: "plain", "foreach" and, for the rules that have them, "fused cpu" and the like."""
     grad_scale: Tensor | None
     found_inf: Tensor | None
     """There while a GradScaler has set them for a step."""
@@ -145,6 +147,8 @@ class TrustRatioOptimizer(StatefulOptimizer):
                     layers = layers_of(
                         portion, keys=keys, stacked=options["stacked"], detach=not options["differentiable"]
                     )
+                    if layers.x:
+                        phases.prepare(layers)
                     calls.append(Call(options, device, phases, layers, portion))
         return calls
 
@@ -162,16 +166,14 @@ class TrustRatioOptimizer(StatefulOptimizer):
         for call in calls:
             scale = self._gradient_scale(call, norm, grad_scale) if call.layers.x else None
             if found_inf is not None:
-                keep = call.layers.keep = on(call.device, found_inf) == 0
-                # What is not finite in the gradients is in their norm too.
-                scale = None if scale is None else torch.where(keep, scale, 1.0)
-            call.layers.g_scale = scale
+                call.layers.keep = on(call.device, found_inf) == 0
+            call.layers.g_scale = _if_kept(call.layers, scale)
         return found_inf
 
     def _gradient_scale(self, call: Call, norm: Tensor | None, grad_scale: Tensor | None) -> Tensor | None:
-        """Return what the gradients of a call are multiplied by: unscaled, and clipped or normalised."""
+        """Return what gradients are multiplied by: unscaled and clipped. Normalising them comes later."""
         if self._normalises_gradients:
-            return normalising_scales(call.phases.squares(call.layers.g), call.layers.dtype)
+            return None
         scale, threshold = None, call.options["max_grad_norm"]
         if grad_scale is not None:
             scale = on(call.device, grad_scale).to(torch.float64).reciprocal()
@@ -188,7 +190,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
             if not steps:
                 continue
             layers, stacked = call.layers, call.options["stacked"]
-            on_device = call.options["capturable"] or torch.compiler.is_compiling()
+            on_device = call.options["capturable"] or not steps[0].is_cpu or torch.compiler.is_compiling()
             if layers.keep is not None:
                 taken = on(steps[0].device, layers.keep).to(steps[0].dtype)
                 torch._foreach_add_(steps, [taken] * len(steps))  # one tensor alone would be read on the host
@@ -212,6 +214,8 @@ class TrustRatioOptimizer(StatefulOptimizer):
     def _move(self, call: Call) -> RatiosTaken:
         """Phases 1 to 3 for one list of layers; return the record of its ratios."""
         layers, options, rule = call.layers, call.options, self._rule(call.options)
+        if self._normalises_gradients:  # only now, so that phase 1 finds the gradients in the cache
+            layers.g_scale = _if_kept(layers, normalising_scales(call.phases.squares(layers.g), layers.dtype))
         sums = call.phases.norms_(layers, rule)
         ratios = trust_ratios(
             sums,
@@ -233,17 +237,41 @@ class TrustRatioOptimizer(StatefulOptimizer):
         return RatiosTaken([member.number for member in call.members], blocks, taken.detach())
 
     def _backend(self, options: Mapping[str, Any], device: torch.device, native: bool) -> str:
+        if options["fused"]:
+            return self._fused(device, native)
         if options["differentiable"] or options["foreach"] is False:
             return "plain"
         if options["foreach"] or torch.compiler.is_compiling():
             return "foreach"
-        # A subclass of Tensor may lack the multi-tensor operations.
-        choice = "foreach" if native else "plain"
-        key = (type(self).__name__, device.type, choice)
+        # A subclass of Tensor may lack the multi-tensor operations, and may have no memory of its own.
+        choice, why = "foreach" if native else "plain", ""
+        if native and options["fused"] is None and device.type == "cpu" and "fused cpu" in self._phases:
+            missing = cpu.unavailable()
+            choice, why = ("foreach", f"; {missing}") if missing else ("fused cpu", "")
+        key = (type(self).__name__, choice.split()[0], device.type)
         if key not in _logged:
             _logged.add(key)
-            _log.info("%s on %s: %s kernels (the default; foreach=... chooses)", *key)
+            _log.info("%s: %s kernels on %s (the default; fused=... or foreach=... chooses)%s", *key, why)
         return choice
+
+    def _fused(self, device: torch.device, native: bool) -> str:
+        """Return the backend that fused=True stands for."""
+        name, backend = type(self).__name__, f"fused {device.type}"
+        if backend not in self._phases:
+            raise NotImplementedError(f"fused=True: {name} has no fused kernels for parameters on {device.type}")
+        if why := FUSED[backend].unavailable():
+            raise RuntimeError(f"fused=True: {why}")
+        if torch.compiler.is_compiling():
+            raise RuntimeError("fused=True: torch.compile makes kernels of its own; leave fused None within it")
+        if not native:
+            raise RuntimeError("fused=True: a subclass of Tensor may have no memory that fused kernels could work on")
+        return backend
+
+    def _check_new(self, group: dict[str, Any]) -> None:
+        super()._check_new(group)
+        if self._options(group)["fused"]:
+            for device in {p.device for p in group["params"]}:
+                self._fused(device, native=True)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -301,6 +329,11 @@ class TrustRatioOptimizer(StatefulOptimizer):
                 shape = (self._directions, group["stacked"][1] if group["stacked"] else 1)
                 found[name] = torch.full(shape, math.nan, dtype=torch.float64, device=p.device)
         return found
+
+
+def _if_kept(layers: Layers, scale: Tensor | None) -> Tensor | None:
+    """Return a scale of gradients, 1 where the step is not taken: what is not finite in them is in their norm too."""
+    return scale if scale is None or layers.keep is None else torch.where(layers.keep, scale, 1.0)
 
 
 def _refuse_capture(groups: list[dict[str, Any]]) -> None:

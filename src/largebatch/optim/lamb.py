@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.base import TrustRatioOptimizer
+from largebatch.optim.kernels import cpu, pieces
 from largebatch.optim.kernels import foreach as multi_tensor
-from largebatch.optim.kernels import pieces
 from largebatch.optim.kernels.contract import Count, LambRule, Layers, Nesterov, Norm, Phases
 from largebatch.optim.kernels.plain import (
     any_number_of_elements,
@@ -185,6 +185,7 @@ class LAMB(TrustRatioOptimizer):
     _phases: ClassVar[dict[str, Phases]] = {
         "plain": Phases(squares, lamb_norms_, lamb_apply_, any_number_of_elements),
         "foreach": Phases(pieces.squares, multi_tensor.lamb_norms_, multi_tensor.lamb_apply_, pieces.kept_elements),
+        "fused cpu": Phases(cpu.squares, cpu.lamb_norms_, cpu.lamb_apply_, cpu.elements_at_once, cpu.prepare),
     }
 
     def __init__(

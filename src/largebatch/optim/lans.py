@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.base import TrustRatioOptimizer
+from largebatch.optim.kernels import cpu, pieces
 from largebatch.optim.kernels import foreach as multi_tensor
-from largebatch.optim.kernels import pieces
 from largebatch.optim.kernels.contract import Count, LambRule, Layers, Nesterov, Norm, Phases
 from largebatch.optim.kernels.plain import (
     any_number_of_elements,
@@ -122,6 +122,7 @@ class LANS(TrustRatioOptimizer):
         "foreach": Phases(
             pieces.squares, multi_tensor.lans_norms_, multi_tensor.lans_apply_, multi_tensor.half_as_many_elements
         ),
+        "fused cpu": Phases(cpu.squares, cpu.lans_norms_, cpu.lans_apply_, cpu.elements_at_once, cpu.prepare),
     }
 
     def __init__(

@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.base import TrustRatioOptimizer
+from largebatch.optim.kernels import cpu, pieces
 from largebatch.optim.kernels import foreach as multi_tensor
-from largebatch.optim.kernels import pieces
 from largebatch.optim.kernels.contract import LarsRule, LarsVersion, Layers, Norm, Phases
 from largebatch.optim.kernels.plain import (
     any_number_of_elements,
@@ -156,6 +156,7 @@ class LARS(TrustRatioOptimizer):
     _phases: ClassVar[dict[str, Phases]] = {
         "plain": Phases(squares, lars_norms_, lars_apply_, any_number_of_elements),
         "foreach": Phases(pieces.squares, multi_tensor.lars_norms_, multi_tensor.lars_apply_, pieces.kept_elements),
+        "fused cpu": Phases(cpu.squares, cpu.lars_norms_, cpu.lars_apply_, cpu.elements_at_once, cpu.prepare),
     }
 
     def __init__(

@@ -121,7 +121,6 @@ def check_common(group: Mapping[str, Any], *, look_at_tensors: bool) -> None:
             raise ValueError(f"max_grad_norm is {given!r}, which would erase the gradient; None switches clipping off")
     check_stacked(group["stacked"])
     _refuse_contradictions(group)
-    _refuse_absent(group)
 
 
 def check_stacked(stacked: Any) -> None:
@@ -133,14 +132,11 @@ def check_stacked(stacked: Any) -> None:
         raise ValueError(f"stacked is {stacked!r}; it must be None or two integers (dim, count) with count >= 1")
 
 
-def _refuse_absent(group: Mapping[str, Any]) -> None:
-    if group["fused"]:
-        raise NotImplementedError("fused=True: this version has no fused kernels; leave it None or use foreach")
-
-
 def _refuse_contradictions(group: Mapping[str, Any]) -> None:
     if group["foreach"] and group["fused"]:
         raise ValueError("foreach=True and fused=True: only one kind of kernel can take the step")
+    if group["differentiable"] and group["fused"]:
+        raise ValueError("differentiable=True and fused=True: only the plain kernels are differentiable")
     if group["differentiable"] and group["foreach"]:
         raise ValueError("differentiable=True and foreach=True: only the plain kernels are differentiable")
     if group["differentiable"] and group["master_weights"]:

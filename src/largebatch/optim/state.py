@@ -1,6 +1,6 @@
 """The state contract: which tensors a parameter has, in which dtype, and how they come out of a state dict.
 
-`step` is a float32 0-dim tensor, on the CPU unless the group is capturable; moments and masters have the
+`step` is a float32 0-dim tensor, on the CPU unless the group is capturable or fused; moments and masters have the
 parameter's shape and device and the dtype of `STATE_DTYPE`. torch's own `load_state_dict` would cast them to the
 dtype of the parameter and so truncate the float32 moments of bf16 parameters.
 """
@@ -30,6 +30,11 @@ HALF = (torch.float16, torch.bfloat16)
 def new_moment(p: Tensor) -> Tensor:
     """Return a moment of a parameter before its first step: zeros in the parameter's own strides."""
     return torch.zeros_like(p, dtype=STATE_DTYPE[p.dtype], memory_format=torch.preserve_format)
+
+
+def counts_on_device(options: Mapping[str, Any]) -> bool:
+    """Return whether a group counts its steps on the device of its parameters."""
+    return bool(options["capturable"] or options["fused"])
 
 
 def new_count(p: Tensor, *, on_device: bool) -> Tensor:
@@ -70,9 +75,9 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and float(value) >= 0
 
 
-def restore_count(p: Tensor, value: Any, *, capturable: bool) -> Tensor:
+def restore_count(p: Tensor, value: Any, *, on_device: bool) -> Tensor:
     """Return a copy of a loaded number of steps where the contract says."""
-    device = p.device if capturable else "cpu"
+    device = p.device if on_device else "cpu"
     return torch.as_tensor(value).detach().to(device, torch.float32, copy=True)
 
 

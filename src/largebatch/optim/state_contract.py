@@ -23,7 +23,15 @@ from largebatch.optim.options import (
     check_stacked_shape,
     option_defaults,
 )
-from largebatch.optim.state import check_state, master_of, new_count, new_moment, restore, restore_count
+from largebatch.optim.state import (
+    check_state,
+    counts_on_device,
+    master_of,
+    new_count,
+    new_moment,
+    restore,
+    restore_count,
+)
 
 
 class RatiosTaken(NamedTuple):
@@ -200,11 +208,12 @@ class StatefulOptimizer(Optimizer, ABC):
         """Return the state of a parameter, with what it lacks made and what it no longer needs dropped."""
         state = self.state[p]
         if self._counts_steps:
+            on_device = counts_on_device(options)
             if "step" not in state:
-                state["step"] = new_count(p, on_device=options["capturable"])
-            elif options["capturable"] and state["step"].device != p.device:
+                state["step"] = new_count(p, on_device=on_device)
+            elif on_device and state["step"].device != p.device:
                 state["step"] = state["step"].to(p.device)
-            elif not options["capturable"] and state["step"].device.type != "cpu" and not torch.compiler.is_compiling():
+            elif not on_device and state["step"].device.type != "cpu" and not torch.compiler.is_compiling():
                 state["step"] = state["step"].cpu()  # where it is read in each step
         needed = self._moments_of(options)
         for key in self._moments:
@@ -309,7 +318,7 @@ def around_loading(
                     if key != "step":
                         loading.state[p][key] = restore(p, value)
                     elif counts:
-                        loading.state[p][key] = restore_count(p, value, capturable=group["capturable"])
+                        loading.state[p][key] = restore_count(p, value, on_device=counts_on_device(group))
 
     handles = [
         loading.register_load_state_dict_pre_hook(before),

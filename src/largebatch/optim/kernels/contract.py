@@ -130,6 +130,10 @@ class LayerwiseRule(Rule):
     """The learning rate, a power of two, at which the base has taken its step."""
 
 
+def _nothing_to_prepare(layers: Layers) -> None:
+    pass
+
+
 class Phases(NamedTuple):
     """One backend's kernels for one optimizer."""
 
@@ -138,3 +142,5 @@ class Phases(NamedTuple):
     apply_: Callable[[Layers, Any, Tensor, float | Tensor], None]
     elements_at_once: Callable[[torch.device], float]
     """How many elements one call should get (a larger layer comes alone): it bounds what phase 1 may keep."""
+    prepare: Callable[[Layers], None] = _nothing_to_prepare
+    """Look at the layers of a call, before anything has changed, and raise where the kernels cannot take them."""
