@@ -28,9 +28,9 @@ from largebatch.optim.gathering import (
 )
 from largebatch.optim.gradient_norm import on
 from largebatch.optim.kernels import cpu, pieces, plain
-from largebatch.optim.kernels.contract import Layers, Phases, Rule
+from largebatch.optim.kernels.contract import Layers, Phases, RatioRule, Rule
 from largebatch.optim.state_contract import RatiosTaken, StatefulOptimizer
-from largebatch.optim.trust_ratio import RatioTerms, normalising_scales, norms_from_sums, trust_ratios
+from largebatch.optim.trust_ratio import normalising_scales, norms_from_sums, trust_ratios
 
 _log = logging.getLogger("largebatch.optim")
 _logged: set[tuple[str, str, str]] = set()
@@ -65,8 +65,9 @@ class TrustRatioOptimizer(StatefulOptimizer):
     def _rule(self, options: Mapping[str, Any]) -> Rule:
         """Return the options that the kernels need."""
 
-    def _ratio_terms(self, options: Mapping[str, Any]) -> RatioTerms:
-        return RatioTerms()
+    def _ratio_rule(self, options: Mapping[str, Any]) -> RatioRule:
+        """Return what makes the ratios."""
+        return RatioRule(phi_bounds=options["phi_bounds"], ratio_bounds=options["ratio_bounds"])
 
     def _find_directions(self, calls: list[Call], found_inf: Tensor | None) -> None:
         """For a rule whose direction comes from elsewhere, before the first phase of its kernels.
@@ -216,23 +217,19 @@ class TrustRatioOptimizer(StatefulOptimizer):
         layers, options, rule = call.layers, call.options, self._rule(call.options)
         if self._normalises_gradients:  # only now, so that phase 1 finds the gradients in the cache
             layers.g_scale = _if_kept(layers, normalising_scales(call.phases.squares(layers.g), layers.dtype))
-        sums = call.phases.norms_(layers, rule)
-        ratios = trust_ratios(
-            sums,
-            adapt=options["adapt"],
-            norm=options["norm"],
-            phi_bounds=options["phi_bounds"],
-            ratio_bounds=options["ratio_bounds"],
-            terms=self._ratio_terms(options),
-        )
         lr = options["lr"]
-        lr = on(ratios.device, lr.reshape(())) if isinstance(lr, Tensor) else float(lr)
+        lr = on(call.device, lr.reshape(())) if isinstance(lr, Tensor) else float(lr)
+        ratio_rule = self._ratio_rule(options)
+        norms_, step_ = call.phases.norms_, call.phases.step_
+        sums = norms_(layers, rule) if step_ is None else step_(layers, rule, lr, ratio_rule)
+        ratios = trust_ratios(sums, ratio_rule, adapt=options["adapt"], norm=options["norm"])
         taken = ratios
         if layers.keep is not None:
             given = lr if isinstance(lr, Tensor) else ratios.new_full((), lr)
             lr = torch.where(layers.keep, given, 0.0)
             taken = torch.where(layers.keep, ratios, math.nan)
-        call.phases.apply_(layers, rule, ratios, lr)
+        if step_ is None:
+            call.phases.apply_(layers, rule, ratios, lr)
         blocks = [block_count(member, options["stacked"]) for member in call.members]
         return RatiosTaken([member.number for member in call.members], blocks, taken.detach())
 

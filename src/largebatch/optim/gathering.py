@@ -94,19 +94,21 @@ def layers_of(
     """
     p = members[0].p
     layers = Layers(dtype=REAL_DTYPE[p.dtype], state={key: [] for key in keys})
-    for member in members:
-        if member.p.numel() == 0:
-            continue
-        blocks = real_blocks(member.p, stacked, detach=detach)
-        if member.master is not None:
-            layers.x += real_blocks(member.master, stacked)
-            layers.rounded = layers.rounded or []
-            layers.rounded += blocks
-        else:
-            layers.x += blocks
-        layers.g += real_blocks(member.grad.resolve_conj(), stacked, detach=detach)
-        for key, moment in zip(keys, member.moments, strict=True):
-            layers.state[key] += real_blocks(moment, stacked, detach=detach)
+    members = [member for member in members if member.p.numel()]
+
+    def blocks(tensors: list[Tensor]) -> list[Tensor]:
+        if stacked or p.is_complex():
+            return [block for a in tensors for block in real_blocks(a, stacked, detach=detach)]
+        return [a.detach() if detach and a.requires_grad else a for a in tensors]
+
+    params = blocks([member.p for member in members])
+    layers.x = params
+    if members and members[0].master is not None:
+        layers.x, layers.rounded = blocks([m.master for m in members if m.master is not None]), params
+    grads = [member.grad for member in members]
+    layers.g = blocks([g.resolve_conj() for g in grads] if p.is_complex() else grads)
+    for key, moments in zip(keys, zip(*(member.moments for member in members), strict=True), strict=False):
+        layers.state[key] = blocks(list(moments))
     return layers
 
 

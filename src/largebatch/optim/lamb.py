@@ -185,7 +185,9 @@ class LAMB(TrustRatioOptimizer):
     _phases: ClassVar[dict[str, Phases]] = {
         "plain": Phases(squares, lamb_norms_, lamb_apply_, any_number_of_elements),
         "foreach": Phases(pieces.squares, multi_tensor.lamb_norms_, multi_tensor.lamb_apply_, pieces.kept_elements),
-        "fused cpu": Phases(cpu.squares, cpu.lamb_norms_, cpu.lamb_apply_, cpu.elements_at_once, cpu.prepare),
+        "fused cpu": Phases(
+            cpu.squares, cpu.lamb_norms_, cpu.lamb_apply_, any_number_of_elements, cpu.prepare, cpu.lamb_step_
+        ),
     }
 
     def __init__(

@@ -122,7 +122,9 @@ class LANS(TrustRatioOptimizer):
         "foreach": Phases(
             pieces.squares, multi_tensor.lans_norms_, multi_tensor.lans_apply_, multi_tensor.half_as_many_elements
         ),
-        "fused cpu": Phases(cpu.squares, cpu.lans_norms_, cpu.lans_apply_, cpu.elements_at_once, cpu.prepare),
+        "fused cpu": Phases(
+            cpu.squares, cpu.lans_norms_, cpu.lans_apply_, any_number_of_elements, cpu.prepare, cpu.lans_step_
+        ),
     }
 
     def __init__(

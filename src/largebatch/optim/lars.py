@@ -34,7 +34,7 @@ from torch.optim.optimizer import ParamsT
 from largebatch.optim.base import TrustRatioOptimizer
 from largebatch.optim.kernels import cpu, pieces
 from largebatch.optim.kernels import foreach as multi_tensor
-from largebatch.optim.kernels.contract import LarsRule, LarsVersion, Layers, Norm, Phases
+from largebatch.optim.kernels.contract import LarsRule, LarsVersion, Layers, Norm, Phases, RatioRule
 from largebatch.optim.kernels.plain import (
     any_number_of_elements,
     as_it_is,
@@ -44,7 +44,6 @@ from largebatch.optim.kernels.plain import (
     write_back_,
 )
 from largebatch.optim.options import check_choice, check_flag, check_number, given_options
-from largebatch.optim.trust_ratio import RatioTerms
 
 VERSIONS: tuple[LarsVersion, ...] = ("algorithm1", "2017", "2017-lr-outside")
 
@@ -156,7 +155,9 @@ class LARS(TrustRatioOptimizer):
     _phases: ClassVar[dict[str, Phases]] = {
         "plain": Phases(squares, lars_norms_, lars_apply_, any_number_of_elements),
         "foreach": Phases(pieces.squares, multi_tensor.lars_norms_, multi_tensor.lars_apply_, pieces.kept_elements),
-        "fused cpu": Phases(cpu.squares, cpu.lars_norms_, cpu.lars_apply_, cpu.elements_at_once, cpu.prepare),
+        "fused cpu": Phases(
+            cpu.squares, cpu.lars_norms_, cpu.lars_apply_, any_number_of_elements, cpu.prepare, cpu.lars_step_
+        ),
     }
 
     def __init__(
@@ -211,9 +212,13 @@ class LARS(TrustRatioOptimizer):
             norm=options["norm"],
         )
 
-    def _ratio_terms(self, options: Mapping[str, Any]) -> RatioTerms:
+    def _ratio_rule(self, options: Mapping[str, Any]) -> RatioRule:
         coefficient = options["trust_coefficient"]
         if coefficient is None:
             coefficient = 1.0 if options["rule"] == "algorithm1" else 0.001
         of_weights = 0.0 if options["rule"] == "algorithm1" else float(options["weight_decay"])
-        return RatioTerms(float(coefficient), of_weights, float(options["eps"]))
+        return (
+            super()
+            ._ratio_rule(options)
+            ._replace(coefficient=float(coefficient), of_weights=of_weights, eps=float(options["eps"]))
+        )

@@ -9,22 +9,10 @@ not adapted; these ones are never clamped. LARS adds to the fraction:
 Everything stays on the device.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from largebatch.optim.kernels.contract import Norm
-
-Bounds = tuple[float, float] | None
-
-
-class RatioTerms(NamedTuple):
-    """What a rule adds to the ratio, as in the formula above."""
-
-    coefficient: float = 1.0
-    of_weights: float = 0.0
-    eps: float = 0.0
+from largebatch.optim.kernels.contract import Norm, RatioRule
 
 
 def norms_from_sums(sums: Tensor, norm: Norm) -> Tensor:
@@ -36,24 +24,14 @@ def norms_from_sums(sums: Tensor, norm: Norm) -> Tensor:
     return torch.where(zero, 0.0, torch.where(zero, 1.0, sums).sqrt())
 
 
-def trust_ratios(
-    sums: Tensor,
-    *,
-    adapt: bool,
-    norm: Norm,
-    phi_bounds: Bounds,
-    ratio_bounds: Bounds,
-    terms: RatioTerms,
-) -> Tensor:
+def trust_ratios(sums: Tensor, rule: RatioRule, *, adapt: bool, norm: Norm) -> Tensor:
     """Return the ratio of each layer and direction, float64 [layers, directions].
 
     Args:
         sums: float64 [layers, 1 + directions], sums over whole layers: the weights first, then each direction.
+        rule: what phi and the fraction are.
         adapt: where false all ratios are 1 and the sums are not looked at.
         norm: which norm the sums belong to.
-        phi_bounds: (low, high) that phi clamps ``||x||`` to, or None for the identity.
-        ratio_bounds: (low, high) that the ratio is clamped to, after phi and the division.
-        terms: what the rule adds to the fraction.
     """
     if not adapt:
         return torch.ones_like(sums[:, 1:])
@@ -61,10 +39,10 @@ def trust_ratios(
     x, u = norms[:, :1], norms[:, 1:]
     # Asked as "== 0", not as "> 0": a norm that is not a number has to show in the step.
     zero = (x == 0) | (u == 0)
-    phi = x if phi_bounds is None else x.clamp(*map(float, phi_bounds))
-    ratio = terms.coefficient * phi / (torch.where(zero, 1.0, u) + terms.of_weights * x + terms.eps)
-    if ratio_bounds is not None:
-        ratio = ratio.clamp(*map(float, ratio_bounds))
+    phi = x if rule.phi_bounds is None else x.clamp(*map(float, rule.phi_bounds))
+    ratio = rule.coefficient * phi / (torch.where(zero, 1.0, u) + rule.of_weights * x + rule.eps)
+    if rule.ratio_bounds is not None:
+        ratio = ratio.clamp(*map(float, rule.ratio_bounds))
     return torch.where(zero, 1.0, ratio)
 
 

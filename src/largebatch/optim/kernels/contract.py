@@ -11,6 +11,9 @@ A step is made in phases, so that the trust ratio is decided in one place for al
 3. ``*_apply_(layers, rule, ratios, lr)`` moves the weights. LARS-2017, whose momentum holds ratios and rates,
    moves its momentum here and changes nothing in phase 1.
 
+Where no norm has to be completed by other processes, a backend may have a way through the phases 1 to 3 in one call,
+``*_step_``. It has to make the ratios that `trust_ratio.py` makes, to the bit.
+
 Kernels read the gradients and never write them, return nothing to the host, and give the same numbers in
 whatever lists the layers come.
 
@@ -29,6 +32,7 @@ from torch import Tensor
 Norm: TypeAlias = Literal[1, 2, "inf"]
 Nesterov: TypeAlias = Literal["first", "both"] | None
 LarsVersion: TypeAlias = Literal["algorithm1", "2017", "2017-lr-outside"]
+Bounds: TypeAlias = tuple[float, float] | None
 Count: TypeAlias = float | Tensor
 """A number of steps, or what follows from it: on the host a float, on the device a float64 tensor."""
 
@@ -130,6 +134,18 @@ class LayerwiseRule(Rule):
     """The learning rate, a power of two, at which the base has taken its step."""
 
 
+class RatioRule(NamedTuple):
+    """What makes a trust ratio, ``coefficient * phi(||x||) / (||u|| + of_weights * ||x|| + eps)``, of norms."""
+
+    coefficient: float = 1.0
+    of_weights: float = 0.0
+    eps: float = 0.0
+    phi_bounds: Bounds = None
+    """(low, high) that phi clamps ``||x||`` to; None for the identity."""
+    ratio_bounds: Bounds = None
+    """(low, high) that the ratio is clamped to, after phi and the division."""
+
+
 def _nothing_to_prepare(layers: Layers) -> None:
     pass
 
@@ -144,3 +160,5 @@ class Phases(NamedTuple):
     """How many elements one call should get (a larger layer comes alone): it bounds what phase 1 may keep."""
     prepare: Callable[[Layers], None] = _nothing_to_prepare
     """Look at the layers of a call, before anything has changed, and raise where the kernels cannot take them."""
+    step_: Callable[[Layers, Any, float | Tensor, RatioRule], Tensor] | None = None
+    """Make the phases 1 to 3 in one, and return what phase 1 returns."""

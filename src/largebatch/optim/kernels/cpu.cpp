@@ -4,14 +4,14 @@
 // are, cpu.py calls them. No part of PyTorch or Python is seen: the tables of addresses are all that comes in.
 //
 // A layer is cut into chunks, whose number depends on its size alone. A chunk leaves its sums in float64, and those of
-// the chunks are added in their order: so the result has the same bits for any number of threads. It also has the same
-// bits for any width of vectors, because sums are kept in sixteen lanes everywhere, and a product is never contracted
-// with a sum (-ffp-contract=off).
+// the chunks are added in their order: so the result has the same bits for any number of threads. Sums are kept in
+// sixteen lanes whatever the vectors: so AVX2 and AVX-512, which both contract a product with a sum, give the same bits.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 
@@ -29,6 +29,7 @@
 
 namespace {
 
+// Phase 0 for any rule; phases 1 and 3 of each. The number of a phase 3 is one more than that of its phase 1.
 enum Sweep : int32_t {
   SQUARES, LAMB_NORMS, LAMB_APPLY, LANS_NORMS, LANS_APPLY, LARS_NORMS, LARS_APPLY, LARS_2017_NORMS, LARS_2017_APPLY
 };
@@ -45,19 +46,23 @@ constexpr int64_t NUMBERS = 7;
 
 extern "C" {
 
-// What one sweep is to do; cpu.py has the same structure.
-struct largebatch_sweep {
-  int32_t sweep, norm, look_ahead, momentum, compute, threads, vectors;
+// What is to be done: one sweep, or a whole step. cpu.py has the same structure.
+struct largebatch_work {
+  int32_t sweep;              // a phase 1 where whole_step
+  int32_t whole_step, adapt, norm, look_ahead, momentum, compute, threads, vectors;
   int32_t types[ARRAYS];
-  void *parallel;             // GOMP_parallel of the OpenMP whose threads to use; null for our own
+  OpenMP openmp;              // whose threads to use; nulls for our own
   int64_t layers;
   const int64_t *addresses;   // [layers, ARRAYS]; 0 where there is no such array
   const int64_t *elements;    // [layers]
   const int64_t *geometries;  // [layers]: where in `strides` the layer's stand; -1 where its arrays are dense
   const int64_t *strides;     // of a layer: ndim, its sizes [ndim], its strides [ARRAYS, ndim] in elements
-  const double *numbers;      // [layers, NUMBERS]
+  double *numbers;            // [layers, NUMBERS]
   double *sums;               // [layers, columns]: 1 for squares, else the weights and each direction
   double beta1, beta2, eps, weight_decay, rate;
+  // Of a whole step: how many elements to take through both phases at once, and what makes the ratios.
+  int64_t elements_at_once;
+  double lr, coefficient, of_weights, ratio_eps, phi_low, phi_high, ratio_low, ratio_high;
 };
 }
 
@@ -88,11 +93,13 @@ struct Run {
   const int64_t *sizes;  // [ndim], outermost first
 };
 
+// A sweep over the layers from `first` to before `last`.
 struct Job {
-  const largebatch_sweep &sweep;
+  const largebatch_work &work;
+  int32_t sweep;
   const int64_t *chunks;  // [layers + 1]: how many chunks there are before each layer
   double *partial;        // [chunks, columns]
-  bool backwards;
+  int64_t first, last;
 };
 
 int64_t chunk_elements(int64_t elements) {
@@ -151,6 +158,19 @@ int32_t widest() {
   return 0;
 }
 
+}  // namespace
+
+extern "C" {
+
+// Which vectors this processor has: 2 AVX-512, 1 AVX2, 0 what all processors of its kind have.
+EXPORTED int32_t largebatch_vectors() {
+  static const int32_t found = widest();
+  return found;
+}
+}
+
+namespace {
+
 Work piece_for(int32_t vectors) {
 #if defined(__x86_64__)
   if (vectors == 2) return avx512::sweep_piece;
@@ -168,6 +188,47 @@ int64_t columns_of(int32_t sweep) {
   }
 }
 
+// Makes a sweep over some of the layers, and adds up the sums of their chunks.
+void sweep_layers(const largebatch_work &s, int32_t sweep, const int64_t *chunks, double *partial, int64_t first,
+                  int64_t last) {
+  const int64_t columns = columns_of(sweep);
+  // Phase 3 goes backwards: what phase 1 has touched last is still in the cache.
+  Job job{s, sweep, chunks, partial, first, last};
+  share(chunks[last] - chunks[first], s.threads, s.openmp, columns == 0,
+        piece_for(std::min(s.vectors, largebatch_vectors())), &job);
+  for (int64_t layer = first; columns && layer < last; ++layer)
+    for (int64_t column = 0; column < columns; ++column) {
+      double total = 0;
+      for (int64_t chunk = chunks[layer]; chunk < chunks[layer + 1]; ++chunk)
+        total = joined(s.norm, total, partial[chunk * columns + column]);
+      s.sums[layer * columns + column] = total;
+    }
+}
+
+double clamped(double a, double low, double high) { return a < low ? low : a > high ? high : a; }
+
+// What trust_ratio.py and `Layers.lengths` say, in the same order, so that not a bit differs; the tests compare them.
+// They make the ratios that are recorded, and those of layers that lie in several processes.
+void enter_lengths(const largebatch_work &s, int64_t layer, int64_t columns) {
+  const auto norm = [&](int64_t column) {
+    const double sum = s.sums[layer * columns + column];
+    return s.norm == TWO ? std::sqrt(sum) : sum;
+  };
+  for (int64_t direction = 0; direction + 1 < columns; ++direction) {
+    double ratio = 1;
+    if (s.adapt) {
+      const double x = norm(0), u = norm(1 + direction);
+      if (x != 0 && u != 0) {
+        ratio = s.coefficient * clamped(x, s.phi_low, s.phi_high) / (u + s.of_weights * x + s.ratio_eps);
+        ratio = clamped(ratio, s.ratio_low, s.ratio_high);
+      }
+    }
+    if (columns == 3) ratio *= direction == 0 ? s.beta1 : 1 - s.beta1;  // LANS goes along both of its directions
+    const double most = s.compute == FLOAT32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
+    s.numbers[layer * NUMBERS + 5 + direction] = clamped(s.lr * ratio, -most, most);
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -175,16 +236,9 @@ extern "C" {
 // To be raised whenever the structure above changes its meaning.
 EXPORTED int32_t largebatch_version() { return 1; }
 
-// Which vectors this processor has: 2 AVX-512, 1 AVX2, 0 what all processors of its kind have.
-EXPORTED int32_t largebatch_vectors() {
-  static const int32_t found = widest();
-  return found;
-}
-
-// Makes one sweep over all layers. Returns 0, or 1 where memory for the sums of chunks could not be had; nothing has
-// been changed then.
-EXPORTED int32_t largebatch_run(const largebatch_sweep *sweep) {
-  const largebatch_sweep &s = *sweep;
+// Does the work. Returns 0, or 1 where memory for the sums of chunks could not be had; nothing has been changed then.
+EXPORTED int32_t largebatch_run(const largebatch_work *work) {
+  const largebatch_work &s = *work;
   const int64_t columns = columns_of(s.sweep);
   const std::unique_ptr<int64_t[]> chunks(new (std::nothrow) int64_t[size_t(s.layers) + 1]);
   if (!chunks) return 1;
@@ -193,19 +247,20 @@ EXPORTED int32_t largebatch_run(const largebatch_sweep *sweep) {
     const int64_t length = chunk_elements(s.elements[i]);
     chunks[i + 1] = chunks[i] + (s.elements[i] + length - 1) / length;
   }
-  const int64_t all = chunks[s.layers];
-  const std::unique_ptr<double[]> partial(new (std::nothrow) double[size_t(all * columns)]);
+  const std::unique_ptr<double[]> partial(new (std::nothrow) double[size_t(chunks[s.layers] * columns)]);
   if (!partial) return 1;
-  // Phase 3 goes backwards: what phase 1 has touched last is still in the cache.
-  Job job{s, chunks.get(), partial.get(), columns == 0};
-  share(all, s.threads, Parallel(s.parallel), piece_for(std::min(s.vectors, largebatch_vectors())), &job);
-  for (int64_t layer = 0; columns && layer < s.layers; ++layer)
-    for (int64_t column = 0; column < columns; ++column) {
-      double total = 0;
-      for (int64_t chunk = chunks[layer]; chunk < chunks[layer + 1]; ++chunk)
-        total = joined(s.norm, total, partial[chunk * columns + column]);
-      s.sums[layer * columns + column] = total;
-    }
+  if (!s.whole_step) {
+    sweep_layers(s, s.sweep, chunks.get(), partial.get(), 0, s.layers);
+    return 0;
+  }
+  for (int64_t first = 0, last; first < s.layers; first = last) {
+    int64_t elements = 0;
+    for (last = first; last < s.layers; elements += s.elements[last++])
+      if (last > first && elements + s.elements[last] > s.elements_at_once) break;
+    sweep_layers(s, s.sweep, chunks.get(), partial.get(), first, last);
+    for (int64_t layer = first; layer < last; ++layer) enter_lengths(s, layer, columns);
+    sweep_layers(s, s.sweep + 1, chunks.get(), partial.get(), first, last);
+  }
   return 0;
 }
 }

@@ -1,11 +1,13 @@
 """Fused kernels for CPUs: each phase is one sweep over memory, in `cpu.cpp`, which installing the package compiles.
 
-A call takes about as many layers as the last-level cache holds, so that phase 3 finds there what phase 1 has left: of
-the ten words that LAMB moves for a parameter, three are then not moved again. The threads are those of PyTorch.
+Where no norm has to be completed by other processes, a whole step is one call. It takes about as many layers at once
+through both phases as the last-level cache holds, so that phase 3 finds there what phase 1 has left: of the ten words
+that LAMB moves for a parameter, three are then not moved again. The threads are those of PyTorch.
 """
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from largebatch.optim.kernels.contract import LambRule, LarsRule, Layers, Norm, Rule
+from largebatch.optim.kernels.contract import LambRule, LarsRule, Layers, Norm, RatioRule, Rule
 
 _VERSION = 1
 _ARRAYS = 5
@@ -30,16 +32,21 @@ _FIRST_PHASE, _LAST_PHASE = 0, 1
 _int32, _int64, _double, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 
-class _Sweep(ctypes.Structure):
-    """What one sweep is to do; `cpu.cpp` says what the fields are."""
+class _Work(ctypes.Structure):
+    """What is to be done, one sweep or a whole step; `cpu.cpp` says what the fields are."""
 
     _fields_ = (
-        *((name, _int32) for name in ("sweep", "norm", "look_ahead", "momentum", "compute", "threads", "vectors")),
+        *((name, _int32) for name in ("sweep", "whole_step", "adapt", "norm", "look_ahead", "momentum")),
+        *((name, _int32) for name in ("compute", "threads", "vectors")),
         ("types", _int32 * _ARRAYS),
         ("parallel", _pointer),
+        ("number", _pointer),
         ("layers", _int64),
         *((name, _pointer) for name in ("addresses", "elements", "geometries", "strides", "numbers", "sums")),
         *((name, _double) for name in ("beta1", "beta2", "eps", "weight_decay", "rate")),
+        ("elements_at_once", _int64),
+        *((name, _double) for name in ("lr", "coefficient", "of_weights", "ratio_eps")),
+        *((name, _double) for name in ("phi_low", "phi_high", "ratio_low", "ratio_high")),
     )
 
 
@@ -53,8 +60,8 @@ class Library:
     run: Callable[[Any], int]
     vectors: int
     """2 for AVX-512, 1 for AVX2, 0 for what all processors of this kind have."""
-    parallel: int | None
-    """The address of the function by which to use PyTorch's OpenMP threads; None for threads of our own."""
+    openmp: tuple[int | None, int | None]
+    """The addresses of the functions by which to use PyTorch's OpenMP threads; None for threads of our own."""
 
 
 @functools.cache
@@ -71,18 +78,20 @@ def library() -> Library | str:
         return f"the CPU kernels cannot be loaded ({error}); {how}"
     if version != _VERSION:
         return f"the CPU kernels in {path} are of another version of largebatch; {how}"
-    found.largebatch_run.argtypes = [ctypes.POINTER(_Sweep)]
+    found.largebatch_run.argtypes = [ctypes.POINTER(_Work)]
     return Library(found.largebatch_run, found.largebatch_vectors(), _openmp())
 
 
-def _openmp() -> int | None:
-    """Return the address of GOMP_parallel, if PyTorch's threads are those of an OpenMP that has it."""
+def _openmp() -> tuple[int | None, int | None]:
+    """Return where GOMP_parallel and omp_get_thread_num are, if PyTorch's threads are those of an OpenMP with them."""
     if "parallel backend: OpenMP" not in torch.__config__.parallel_info():
-        return None
+        return None, None
     try:
-        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, _pointer).value
+        found = ctypes.CDLL(None)
+        parallel, number = (ctypes.cast(f, _pointer).value for f in (found.GOMP_parallel, found.omp_get_thread_num))
     except (OSError, AttributeError, TypeError):
-        return None
+        return None, None
+    return parallel, number
 
 
 def unavailable() -> str | None:
@@ -104,9 +113,9 @@ def cache_bytes() -> int:
     return max(sizes)
 
 
-def elements_at_once(device: torch.device) -> float:
-    """Return of how many elements the cache holds weights and two moments in float32, which LAMB's phase 3 reads."""
-    return cache_bytes() / 12
+def elements_at_once(arrays: int) -> int:
+    """Return of how many elements the cache holds as many float32 arrays as phase 3 reads."""
+    return cache_bytes() // (4 * arrays)
 
 
 # ---- where the elements are ---------------------------------------------------------------------------------------
@@ -145,13 +154,12 @@ def geometry(shape: tuple[int, ...], strides: tuple[Strides | None, ...]) -> tup
     return (len(sizes), *sizes, *flat)
 
 
-def _refuse_overlap(written: Sequence[Tensor | None]) -> None:
-    for a in written:
-        if a is not None and not a.is_contiguous() and torch._debug_has_internal_overlap(a) == 1:
-            raise RuntimeError(
-                f"a tensor of shape {tuple(a.shape)} and strides {a.stride()} is to be changed, but several of its "
-                "elements are one place in memory; clone it"
-            )
+def _refuse_overlap(a: Tensor) -> None:
+    if torch._debug_has_internal_overlap(a) == 1:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(a.shape)} and strides {a.stride()} is to be changed, but several of its "
+            "elements are one place in memory; clone it"
+        )
 
 
 class _Table:
@@ -175,6 +183,9 @@ class _Table:
         for row in range(count):
             if all([of[row].is_contiguous() for of in there]):  # noqa: C419 a generator takes twice the time
                 continue
+            for of in (arrays[0], *arrays[2:]):
+                if of:
+                    _refuse_overlap(of[row])
             found = geometry(tuple(some[row].shape), tuple([of[row].stride() if of else None for of in arrays]))
             if found is not None:
                 self.geometries[row] = len(strides)
@@ -182,13 +193,14 @@ class _Table:
         self.strides = np.array(strides, dtype=np.int64)
         self.scaled = False
 
-    def run(self, sweep: int, columns: int, rule: Rule | None = None, **numbers: float) -> NDArray[np.float64]:
-        """Make a sweep; return its sums, float64 [layers, columns]."""
+    def run(self, sweep: int, columns: int, rule: Rule | None = None, **fields: float) -> NDArray[np.float64]:
+        """Make a sweep, or a step; return the sums, float64 [layers, columns]."""
         kernels = library()
         assert isinstance(kernels, Library)
         sums = np.zeros((len(self.elements), columns))
-        given = _Sweep(
+        given = _Work(
             sweep=sweep,
+            adapt=rule is not None and rule.adapt,
             norm=_NORMS[rule.norm if rule else 2],
             look_ahead=rule is not None and bool(getattr(rule, "nesterov", False)),
             momentum=bool(self.addresses[0, 2]),
@@ -196,7 +208,8 @@ class _Table:
             threads=torch.get_num_threads(),
             vectors=kernels.vectors,
             types=(_int32 * _ARRAYS)(*self.types),
-            parallel=kernels.parallel,
+            parallel=kernels.openmp[0],
+            number=kernels.openmp[1],
             layers=len(self.elements),
             addresses=self.addresses.ctypes.data,
             elements=self.elements.ctypes.data,
@@ -204,7 +217,7 @@ class _Table:
             strides=self.strides.ctypes.data,
             numbers=self.numbers.ctypes.data,
             sums=sums.ctypes.data,
-            **numbers,
+            **fields,
         )
         if kernels.run(given):
             raise MemoryError(
@@ -221,8 +234,6 @@ def prepare(layers: Layers) -> None:
     """
     moments = list(layers.state.values())
     first, second = [*moments, [], []][:2]
-    for written in (layers.x, first, second, layers.rounded or []):
-        _refuse_overlap(written)
     layers.kept = _Table((layers.x, layers.g, first, second, layers.rounded), layers.dtype)
 
 
@@ -257,12 +268,16 @@ def _enter_lengths(layers: Layers, lengths: Tensor) -> None:
     layers.kept.numbers[:, 5 : 5 + lengths.shape[1]] = lengths.detach().to(torch.float64).numpy()
 
 
-def _adam_norms_(layers: Layers, rule: LambRule, sweep: int, columns: int) -> Tensor:
+def _adam_numbers(rule: LambRule) -> dict[str, float]:
+    return {"beta1": rule.beta1, "beta2": rule.beta2, "eps": rule.eps, "weight_decay": rule.weight_decay}
+
+
+def _adam_norms_(layers: Layers, rule: LambRule, sweep: int, columns: int, **fields: float) -> Tensor:
     if _skipped(layers):
-        return torch.zeros(len(layers.x), columns, dtype=torch.float64)
+        return torch.zeros(len(layers.x), columns, dtype=torch.float64, device="cpu")
     _gradient_scales(layers, rule)
     _moment_weights(layers, rule)
-    return torch.from_numpy(layers.kept.run(sweep + _FIRST_PHASE, columns, rule, **_adam_numbers(rule)))
+    return torch.from_numpy(layers.kept.run(sweep + _FIRST_PHASE, columns, rule, **_adam_numbers(rule), **fields))
 
 
 def _adam_apply_(layers: Layers, rule: LambRule, lengths: Tensor, sweep: int) -> None:
@@ -272,8 +287,22 @@ def _adam_apply_(layers: Layers, rule: LambRule, lengths: Tensor, sweep: int) ->
     layers.kept = None
 
 
-def _adam_numbers(rule: LambRule) -> dict[str, float]:
-    return {"beta1": rule.beta1, "beta2": rule.beta2, "eps": rule.eps, "weight_decay": rule.weight_decay}
+def _whole_step(lr: float | Tensor, ratio: RatioRule, arrays: int) -> dict[str, float]:
+    """Return the fields by which a step goes through both phases at once; `arrays` are those that phase 3 reads."""
+    phi_low, phi_high = ratio.phi_bounds or (0.0, math.inf)
+    ratio_low, ratio_high = ratio.ratio_bounds or (0.0, math.inf)
+    return {
+        "whole_step": True,
+        "elements_at_once": elements_at_once(arrays),
+        "lr": float(lr),
+        "coefficient": ratio.coefficient,
+        "of_weights": ratio.of_weights,
+        "ratio_eps": ratio.eps,
+        "phi_low": float(phi_low),
+        "phi_high": float(phi_high),
+        "ratio_low": float(ratio_low),
+        "ratio_high": float(ratio_high),
+    }
 
 
 def lamb_norms_(layers: Layers, rule: LambRule) -> Tensor:
@@ -284,6 +313,11 @@ def lamb_norms_(layers: Layers, rule: LambRule) -> Tensor:
 def lamb_apply_(layers: Layers, rule: LambRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Phase 3 of LAMB, see `contract.py`: ``x <- x - lr * ratio * u``, with ratios float64 [layers, 1]."""
     _adam_apply_(layers, rule, layers.lengths(lr, ratios), _LAMB)
+
+
+def lamb_step_(layers: Layers, rule: LambRule, lr: float | Tensor, ratio: RatioRule) -> Tensor:
+    """Make a whole step of LAMB, and return what phase 1 does."""
+    return _adam_norms_(layers, rule, _LAMB, 2, **_whole_step(lr, ratio, 3))
 
 
 def lans_norms_(layers: Layers, rule: LambRule) -> Tensor:
@@ -297,24 +331,42 @@ def lans_apply_(layers: Layers, rule: LambRule, ratios: Tensor, lr: float | Tens
     _adam_apply_(layers, rule, layers.lengths(lr, shares), _LANS)
 
 
-def lars_norms_(layers: Layers, rule: LarsRule) -> Tensor:
+def lans_step_(layers: Layers, rule: LambRule, lr: float | Tensor, ratio: RatioRule) -> Tensor:
+    """Make a whole step of LANS, and return what phase 1 does."""
+    return _adam_norms_(layers, rule, _LANS, 3, **_whole_step(lr, ratio, 4))
+
+
+def _lars(rule: LarsRule) -> int:
+    return _LARS if rule.version == "algorithm1" else _LARS_2017
+
+
+def _lars_numbers(rule: LarsRule) -> dict[str, float]:
+    return {"beta1": rule.momentum, "weight_decay": rule.weight_decay}
+
+
+def lars_norms_(layers: Layers, rule: LarsRule, **fields: float) -> Tensor:
     """Phase 1 of LARS, see `contract.py`: float64 [layers, (x, m)] for algorithm 1, else [layers, (x, g)]."""
     if _skipped(layers):
-        return torch.zeros(len(layers.x), 2, dtype=torch.float64)
+        return torch.zeros(len(layers.x), 2, dtype=torch.float64, device="cpu")
     _gradient_scales(layers, rule)
-    sweep = _LARS if rule.version == "algorithm1" else _LARS_2017
-    return torch.from_numpy(layers.kept.run(sweep + _FIRST_PHASE, 2, rule, **_lars_numbers(rule)))
+    return torch.from_numpy(layers.kept.run(_lars(rule) + _FIRST_PHASE, 2, rule, **_lars_numbers(rule), **fields))
+
+
+def _in_and_outside(rule: LarsRule, lr: float | Tensor) -> tuple[float | Tensor, float]:
+    """Return what the ratio is multiplied by, and what the momentum is."""
+    return (1.0, float(lr)) if rule.version == "2017-lr-outside" else (lr, 1.0)
 
 
 def lars_apply_(layers: Layers, rule: LarsRule, ratios: Tensor, lr: float | Tensor) -> None:
     """Phase 3 of LARS, see `contract.py`, with ratios float64 [layers, 1]."""
     if not _skipped(layers):
-        inside, outside = (1.0, float(lr)) if rule.version == "2017-lr-outside" else (lr, 1.0)
+        inside, rate = _in_and_outside(rule, lr)
         _enter_lengths(layers, layers.lengths(inside, ratios))
-        sweep = _LARS if rule.version == "algorithm1" else _LARS_2017
-        layers.kept.run(sweep + _LAST_PHASE, 0, rule, rate=outside, **_lars_numbers(rule))
+        layers.kept.run(_lars(rule) + _LAST_PHASE, 0, rule, rate=rate, **_lars_numbers(rule))
     layers.kept = None
 
 
-def _lars_numbers(rule: LarsRule) -> dict[str, float]:
-    return {"beta1": rule.momentum, "weight_decay": rule.weight_decay}
+def lars_step_(layers: Layers, rule: LarsRule, lr: float | Tensor, ratio: RatioRule) -> Tensor:
+    """Make a whole step of LARS, and return what phase 1 does."""
+    inside, rate = _in_and_outside(rule, lr)
+    return lars_norms_(layers, rule, rate=rate, **_whole_step(inside, ratio, 2 if rule.version == "algorithm1" else 3))

@@ -147,11 +147,11 @@ template <class T> void write(const Array &array, const Run &run, const T *from)
 
 // What a rule needs of a layer, in the dtype to compute in.
 template <class T> struct Numbers {
-  T beta1, rest1, beta2, rest2, eps, weight_decay, rate;
+  T beta1, rest1, beta2, root_rest2, eps, weight_decay, rate;
   T scale, a1, b1, a2, b2, length1, length2;
 
-  Numbers(const largebatch_sweep &s, const double *own)
-      : beta1(T(s.beta1)), rest1(T(1 - s.beta1)), beta2(T(s.beta2)), rest2(T(1 - s.beta2)), eps(T(s.eps)),
+  Numbers(const largebatch_work &s, const double *own)
+      : beta1(T(s.beta1)), rest1(T(1 - s.beta1)), beta2(T(s.beta2)), root_rest2(T(std::sqrt(1 - s.beta2))), eps(T(s.eps)),
         weight_decay(T(s.weight_decay)), rate(T(s.rate)), scale(T(own[0])), a1(T(own[1])), b1(T(own[2])),
         a2(T(own[3])), b2(T(own[4])), length1(T(own[5])), length2(T(own[6])) {}
 };
@@ -166,16 +166,17 @@ template <int32_t R, int32_t W, int32_t COLUMNS_> struct Sweeps {
   static constexpr int32_t READS = R, WRITES = W, COLUMNS = COLUMNS_;
 };
 
-// mhat = a1 * m + b1 * g, and sqrt(vhat) + eps with vhat = a2 * v + b2 * g * g; b1 and b2 are 0 without a look-ahead.
+// mhat = a1 * m + b1 * g and vhat = a2 * v + b2 * g * g; b1 and b2 are 0 without a look-ahead.
 template <bool AHEAD, class V, class N> INLINE V first_moment(const Eight<V> &a, const N &c) {
   return AHEAD ? c.a1 * a.m + c.b1 * a.g : c.a1 * a.m;
 }
-template <bool AHEAD, class V, class N> INLINE V denominator(const Eight<V> &a, const N &c) {
-  return root(AHEAD ? c.a2 * a.v + c.b2 * (a.g * a.g) : c.a2 * a.v) + c.eps;
+template <bool AHEAD, class V, class N> INLINE V second_moment(const Eight<V> &a, const N &c) {
+  return AHEAD ? c.a2 * a.v + c.b2 * (a.g * a.g) : c.a2 * a.v;
 }
 template <class V, class N> INLINE void update_moments(Eight<V> &a, const N &c) {
+  const V root_share = c.root_rest2 * a.g;  // a product less than with rest2 * (g * g)
   a.m = c.beta1 * a.m + c.rest1 * a.g;
-  a.v = c.beta2 * a.v + c.rest2 * (a.g * a.g);
+  a.v = c.beta2 * a.v + root_share * root_share;
 }
 
 struct Squares : Sweeps<G, 0, 1> {
@@ -185,26 +186,26 @@ struct Squares : Sweeps<G, 0, 1> {
 template <bool AHEAD> struct LambNorms : Sweeps<X | G | M | V_, M | V_, 2> {
   template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *u) {
     update_moments(a, c);
-    u[0] = first_moment<AHEAD>(a, c) / denominator<AHEAD>(a, c) + c.weight_decay * a.x;
+    u[0] = first_moment<AHEAD>(a, c) / (root(second_moment<AHEAD>(a, c)) + c.eps) + c.weight_decay * a.x;
   }
 };
 template <bool AHEAD> struct LambApply : Sweeps<X | M | V_ | (AHEAD ? G : 0), X, 0> {
   template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *) {
-    a.x -= c.length1 * (first_moment<AHEAD>(a, c) / denominator<AHEAD>(a, c) + c.weight_decay * a.x);
+    a.x -= c.length1 * (first_moment<AHEAD>(a, c) / (root(second_moment<AHEAD>(a, c)) + c.eps) + c.weight_decay * a.x);
   }
 };
 
 template <bool AHEAD> struct LansNorms : Sweeps<X | G | M | V_, M | V_, 3> {
   template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *u) {
     update_moments(a, c);
-    const V d = denominator<AHEAD>(a, c), decay = c.weight_decay * a.x;
+    const V d = root(second_moment<AHEAD>(a, c)) + c.eps, decay = c.weight_decay * a.x;
     u[0] = first_moment<AHEAD>(a, c) / d + decay;
     u[1] = a.g / d + decay;
   }
 };
 template <bool AHEAD> struct LansApply : Sweeps<X | G | M | V_, X, 0> {
   template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *) {
-    const V d = denominator<AHEAD>(a, c), decay = c.weight_decay * a.x;
+    const V d = root(second_moment<AHEAD>(a, c)) + c.eps, decay = c.weight_decay * a.x;
     a.x -= c.length1 * (first_moment<AHEAD>(a, c) / d + decay) + c.length2 * (a.g / d + decay);
   }
 };
@@ -239,7 +240,8 @@ struct Lars2017Apply : Sweeps<X | G | (BUFFER ? M : 0), X | (BUFFER ? M : 0), 0>
 
 // ---- sums -----------------------------------------------------------------------------------------------------------
 
-template <bool TWO> INLINE void add(Doubles &sum, const Doubles &a, int32_t norm) {
+template <bool TWO, class V> INLINE void add(Doubles &sum, const V &one, int32_t norm) {
+  const Doubles a = doubles(one);
   if (TWO) {
     sum += a * a;
     return;
@@ -252,7 +254,7 @@ template <bool TWO> INLINE void add(Doubles &sum, const Doubles &a, int32_t norm
 // ---- blocks and chunks ----------------------------------------------------------------------------------------------
 
 template <class T, class Rule, bool TWO>
-INLINE void sweep_block(const largebatch_sweep &s, const Array *arrays, const Run &run, const Numbers<T> &c,
+INLINE void sweep_block(const largebatch_work &s, const Array *arrays, const Run &run, const Numbers<T> &c,
                         T (*copies)[BLOCK], Doubles (*chunk_sums)[2]) {
   using V = typename EightOf<T>::type;
   T *at[4];
@@ -273,9 +275,9 @@ INLINE void sweep_block(const largebatch_sweep &s, const Array *arrays, const Ru
       if (Rule::WRITES & X) store(at[0] + i, a.x);
       if (Rule::WRITES & M) store(at[2] + i, a.m);
       if (Rule::WRITES & V_) store(at[3] + i, a.v);
-      if (Rule::COLUMNS == 1) add<TWO>(sums[0][half], doubles(a.g), s.norm);
-      if (Rule::COLUMNS > 1) add<TWO>(sums[0][half], doubles(x), s.norm), add<TWO>(sums[1][half], doubles(u[0]), s.norm);
-      if (Rule::COLUMNS > 2) add<TWO>(sums[2][half], doubles(u[1]), s.norm);
+      if (Rule::COLUMNS == 1) add<TWO>(sums[0][half], a.g, s.norm);
+      if (Rule::COLUMNS > 1) add<TWO>(sums[0][half], x, s.norm), add<TWO>(sums[1][half], u[0], s.norm);
+      if (Rule::COLUMNS > 2) add<TWO>(sums[2][half], u[1], s.norm);
     }
   }
   for (int i = 0; i < Rule::COLUMNS; ++i) chunk_sums[i][0] = sums[i][0], chunk_sums[i][1] = sums[i][1];
@@ -285,8 +287,8 @@ INLINE void sweep_block(const largebatch_sweep &s, const Array *arrays, const Ru
 }
 
 template <class T, class Rule, bool TWO> void sweep_chunk(const Job &job, int64_t chunk) {
-  const largebatch_sweep &s = job.sweep;
-  const int64_t layer = std::upper_bound(job.chunks, job.chunks + s.layers + 1, chunk) - job.chunks - 1;
+  const largebatch_work &s = job.work;
+  const int64_t layer = std::upper_bound(job.chunks + job.first, job.chunks + job.last + 1, chunk) - job.chunks - 1;
   const int64_t elements = s.elements[layer], length = chunk_elements(elements);
   const int64_t *geometry = s.geometries[layer] < 0 ? nullptr : s.strides + s.geometries[layer];
   Run run{0, 0, geometry ? geometry[0] : 0, geometry ? geometry + 1 : nullptr};
@@ -310,13 +312,13 @@ template <class T, class Rule, bool TWO> void sweep_chunk(const Job &job, int64_
 }
 
 template <class T, class Rule> void sweep_measured(const Job &job, int64_t chunk) {
-  if (Rule::COLUMNS == 0 || job.sweep.norm == TWO) sweep_chunk<T, Rule, true>(job, chunk);
+  if (Rule::COLUMNS == 0 || job.work.norm == TWO) sweep_chunk<T, Rule, true>(job, chunk);
   else sweep_chunk<T, Rule, false>(job, chunk);
 }
 
 template <class T> void sweep_rule(const Job &job, int64_t chunk) {
-  const bool ahead = job.sweep.look_ahead, buffer = job.sweep.momentum;
-  switch (job.sweep.sweep) {
+  const bool ahead = job.work.look_ahead, buffer = job.work.momentum;
+  switch (job.sweep) {
 #define WITH(RULE, ...) return sweep_measured<T, RULE<__VA_ARGS__>>(job, chunk)
     case SQUARES: return sweep_measured<T, Squares>(job, chunk);
     case LAMB_NORMS: if (ahead) WITH(LambNorms, true); WITH(LambNorms, false);
@@ -342,7 +344,7 @@ template <class T> void sweep_rule(const Job &job, int64_t chunk) {
 
 void sweep_piece(void *context, int64_t index) {
   const Job &job = *static_cast<const Job *>(context);
-  const int64_t all = job.chunks[job.sweep.layers], chunk = job.backwards ? all - 1 - index : index;
-  if (job.sweep.compute == FLOAT32) sweep_rule<float>(job, chunk);
+  const int64_t chunk = job.chunks[job.first] + index;
+  if (job.work.compute == FLOAT32) sweep_rule<float>(job, chunk);
   else sweep_rule<double>(job, chunk);
 }

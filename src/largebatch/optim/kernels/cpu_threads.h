@@ -26,31 +26,53 @@ inline void relax() {}
 #endif
 
 using Work = void (*)(void *, int64_t);
-using Parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);  // GOMP_parallel
+// GOMP_parallel and omp_get_thread_num.
+struct OpenMP {
+  void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+  int (*number)();
+};
 
-// Pieces of work that several threads take from, each the next one.
+// Numbered pieces of work, shared out so that a thread gets the same ones in two sweeps over as many: processors may
+// have last-level caches of their own, and what one has changed is far from another. Each thread has a run of pieces,
+// which it takes one by one, forwards or backwards; then it takes what the others have left.
 class Pieces {
  public:
-  Pieces(int64_t count, Work work, void *context) : count_(count), work_(work), context_(context) {
+  Pieces(int64_t count, int64_t threads, bool backwards, Work work, void *context)
+      : shares_(threads < MOST ? threads : MOST), backwards_(backwards), work_(work), context_(context) {
+    for (int64_t i = 0; i < shares_; ++i) {
+      share_[i].first = count * i / shares_;
+      share_[i].count = count * (i + 1) / shares_ - share_[i].first;
+    }
     std::fegetenv(&environment_);  // rounding, and whether subnormal numbers are flushed
   }
 
-  void take() {
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) work_(context_, i);
+  void take(int64_t thread) {
+    for (int64_t turn = 0; turn < shares_; ++turn) {
+      Share &share = share_[(thread + turn) % shares_];
+      for (int64_t i; (i = share.taken.fetch_add(1, std::memory_order_relaxed)) < share.count;)
+        work_(context_, share.first + (backwards_ ? share.count - 1 - i : i));
+    }
   }
 
   // Takes pieces on a thread other than the caller's, by the caller's rules of arithmetic.
-  void take_elsewhere() {
+  void take_elsewhere(int64_t thread) {
     std::fenv_t own;
     std::fegetenv(&own);
     std::fesetenv(&environment_);
-    take();
+    take(thread);
     std::fesetenv(&own);
   }
 
  private:
-  std::atomic<int64_t> next_{0};
-  int64_t count_;
+  static constexpr int64_t MOST = 256;
+  struct alignas(64) Share {  // one in each line of the cache
+    int64_t first, count;
+    std::atomic<int64_t> taken{0};
+  };
+
+  Share share_[MOST];
+  int64_t shares_;
+  bool backwards_;
   Work work_;
   void *context_;
   std::fenv_t environment_;
@@ -64,7 +86,7 @@ class Threads {
   void share(Pieces &pieces, int64_t wanted) {
     if (wanted > MOST) wanted = MOST;
     std::unique_lock<std::mutex> alone(calls_, std::try_to_lock);
-    if (!alone.owns_lock()) return pieces.take();
+    if (!alone.owns_lock()) return pieces.take(0);
     while (started_ < wanted - 1 && start(started_ + 1)) ++started_;
     pieces_ = &pieces;
     const uint64_t generation = (state_.load(std::memory_order_relaxed) >> 32) + 1;
@@ -73,7 +95,7 @@ class Threads {
       { std::lock_guard<std::mutex> lock(sleep_); }
       wake_.notify_all();
     }
-    pieces.take();
+    pieces.take(0);
     state_.fetch_and(~OPEN, std::memory_order_acq_rel);
     for (int64_t turn = 0; state_.load(std::memory_order_acquire) & INSIDE; ++turn)
       if (turn < 1000) relax();
@@ -105,7 +127,7 @@ class Threads {
     for (;;) {
       uint64_t state = await(done, number);
       if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) continue;
-      pieces_->take_elsewhere();
+      pieces_->take_elsewhere(int64_t(number));
       done = state >> 32;
       state_.fetch_sub(1, std::memory_order_release);
     }
@@ -145,11 +167,20 @@ inline Threads &own_threads() {
   return *std::launder(reinterpret_cast<Threads *>(memory));
 }
 
-// Calls `work(context, index)` for each index below `count`, in any order, on up to `wanted` threads.
-inline void share(int64_t count, int64_t wanted, Parallel parallel, Work work, void *context) {
-  Pieces pieces(count, work, context);
+// Calls `work(context, index)` for each index below `count` on up to `wanted` threads.
+inline void share(int64_t count, int64_t wanted, const OpenMP &openmp, bool backwards, Work work, void *context) {
   if (wanted > count) wanted = count;
-  if (wanted <= 1) pieces.take();
-  else if (parallel) parallel([](void *given) { static_cast<Pieces *>(given)->take_elsewhere(); }, &pieces, unsigned(wanted), 0);
-  else own_threads().share(pieces, wanted);
+  struct Given {
+    Pieces pieces;
+    const OpenMP &openmp;
+  } given{Pieces(count, wanted, backwards, work, context), openmp};
+  if (wanted <= 1) given.pieces.take(0);
+  else if (!openmp.parallel) own_threads().share(given.pieces, wanted);
+  else
+    openmp.parallel(
+        [](void *a) {
+          Given &given = *static_cast<Given *>(a);
+          given.pieces.take_elsewhere(given.openmp.number());
+        },
+        &given, unsigned(wanted), 0);
 }
