@@ -12,7 +12,7 @@ A step is made in phases, so that the trust ratio is decided in one place for al
    moves its momentum here and changes nothing in phase 1.
 
 Where no norm has to be completed by other processes, a backend may have a way through the phases 1 to 3 in one call,
-``*_step_``. It has to make the ratios that `trust_ratio.py` makes, to the bit.
+``*_step_``. It has to make the ratios that `trust_ratio.py` makes, which records them.
 
 Kernels read the gradients and never write them, return nothing to the host, and give the same numbers in
 whatever lists the layers come.

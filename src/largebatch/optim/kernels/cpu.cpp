@@ -207,8 +207,8 @@ void sweep_layers(const largebatch_work &s, int32_t sweep, const int64_t *chunks
 
 double clamped(double a, double low, double high) { return a < low ? low : a > high ? high : a; }
 
-// What trust_ratio.py and `Layers.lengths` say, in the same order, so that not a bit differs; the tests compare them.
-// They make the ratios that are recorded, and those of layers that lie in several processes.
+// What trust_ratio.py and `Layers.lengths` say, in the same order; the tests compare them, and that the ratios agree to
+// the last bits (PyTorch's own root is one off at times). They make the ratios that are recorded.
 void enter_lengths(const largebatch_work &s, int64_t layer, int64_t columns) {
   const auto norm = [&](int64_t column) {
     const double sum = s.sums[layer * columns + column];
