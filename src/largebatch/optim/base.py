@@ -256,8 +256,6 @@ class TrustRatioOptimizer(StatefulOptimizer):
         name, backend = type(self).__name__, f"fused {device.type}"
         if backend not in self._phases:
             raise NotImplementedError(f"fused=True: {name} has no fused kernels for parameters on {device.type}")
-        if torch.compiler.is_compiling():
-            raise RuntimeError("fused=True: torch.compile makes kernels of its own; leave fused None within it")
         if why := FUSED[backend].unavailable():
             raise RuntimeError(f"fused=True: {why}")
         if not native:
