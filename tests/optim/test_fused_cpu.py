@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from largebatch.optim import LAMB, LANS, LARS, base
 from largebatch.optim.kernels import cpu
+from largebatch.optim.kernels.geometry import geometry
 
 FUSED = {name: CASES[name] for name in ("LAMB", "LANS", "LARS")}
 every_case_and_set = pytest.mark.parametrize(
@@ -177,6 +178,7 @@ import dataclasses, os, sys
 import torch
 from largebatch import LAMB
 from largebatch.optim.kernels import cpu
+from largebatch.optim.kernels.geometry import geometry
 
 own = dataclasses.replace(cpu.library(), openmp=(None, None))
 cpu.library = lambda: own
@@ -311,7 +313,7 @@ def _every_element(shape: tuple[int, ...], found: tuple[int, ...]) -> list[tuple
 def test_geometries_find_every_element_in_as_few_dimensions_as_there_are(
     shape: tuple[int, ...], strides: Any, dimensions: int | None
 ) -> None:
-    found = cpu.geometry(shape, strides)
+    found = geometry(shape, strides)
     assert (None if found is None else found[0]) == dimensions
     if found is not None:
         expected = [

@@ -27,14 +27,14 @@ from largebatch.optim.gathering import (
     refuse_sparse,
 )
 from largebatch.optim.gradient_norm import on
-from largebatch.optim.kernels import cpu, pieces, plain
+from largebatch.optim.kernels import cpu, gpu, pieces, plain
 from largebatch.optim.kernels.contract import Layers, Phases, RatioRule, Rule
 from largebatch.optim.state_contract import RatiosTaken, StatefulOptimizer
 from largebatch.optim.trust_ratio import normalising_scales, norms_from_sums, trust_ratios
 
 _log = logging.getLogger("largebatch.optim")
 _logged: set[tuple[str, str, str]] = set()
-FUSED = {"fused cpu": cpu}
+FUSED = {"fused cpu": cpu, "fused cuda": gpu}
 """Where fused kernels come from."""
 
 

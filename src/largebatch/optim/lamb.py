@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.base import TrustRatioOptimizer
-from largebatch.optim.kernels import cpu, pieces
+from largebatch.optim.kernels import cpu, gpu, pieces
 from largebatch.optim.kernels import foreach as multi_tensor
 from largebatch.optim.kernels.contract import Count, LambRule, Layers, Nesterov, Norm, Phases
 from largebatch.optim.kernels.plain import (
@@ -188,6 +188,7 @@ class LAMB(TrustRatioOptimizer):
         "fused cpu": Phases(
             cpu.squares, cpu.lamb_norms_, cpu.lamb_apply_, any_number_of_elements, cpu.prepare, cpu.lamb_step_
         ),
+        "fused cuda": Phases(gpu.squares, gpu.lamb_norms_, gpu.lamb_apply_, any_number_of_elements, gpu.prepare),
     }
 
     def __init__(

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.base import TrustRatioOptimizer
-from largebatch.optim.kernels import cpu, pieces
+from largebatch.optim.kernels import cpu, gpu, pieces
 from largebatch.optim.kernels import foreach as multi_tensor
 from largebatch.optim.kernels.contract import Count, LambRule, Layers, Nesterov, Norm, Phases
 from largebatch.optim.kernels.plain import (
@@ -125,6 +125,7 @@ class LANS(TrustRatioOptimizer):
         "fused cpu": Phases(
             cpu.squares, cpu.lans_norms_, cpu.lans_apply_, any_number_of_elements, cpu.prepare, cpu.lans_step_
         ),
+        "fused cuda": Phases(gpu.squares, gpu.lans_norms_, gpu.lans_apply_, any_number_of_elements, gpu.prepare),
     }
 
     def __init__(

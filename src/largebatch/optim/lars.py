@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.base import TrustRatioOptimizer
-from largebatch.optim.kernels import cpu, pieces
+from largebatch.optim.kernels import cpu, gpu, pieces
 from largebatch.optim.kernels import foreach as multi_tensor
 from largebatch.optim.kernels.contract import LarsRule, LarsVersion, Layers, Norm, Phases, RatioRule
 from largebatch.optim.kernels.plain import (
@@ -158,6 +158,7 @@ class LARS(TrustRatioOptimizer):
         "fused cpu": Phases(
             cpu.squares, cpu.lars_norms_, cpu.lars_apply_, any_number_of_elements, cpu.prepare, cpu.lars_step_
         ),
+        "fused cuda": Phases(gpu.squares, gpu.lars_norms_, gpu.lars_apply_, any_number_of_elements, gpu.prepare),
     }
 
     def __init__(

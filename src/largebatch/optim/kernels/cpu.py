@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from largebatch.optim.kernels.contract import LambRule, LarsRule, Layers, Norm, RatioRule, Rule
+from largebatch.optim.kernels.geometry import geometry, refuse_overlap
 
 _VERSION = 1
 _ARRAYS = 5
@@ -118,48 +119,7 @@ def elements_at_once(arrays: int) -> int:
     return cache_bytes() // (4 * arrays)
 
 
-# ---- where the elements are ---------------------------------------------------------------------------------------
-
-Strides = tuple[int, ...]
-
-
-@functools.lru_cache(maxsize=4096)
-def geometry(shape: tuple[int, ...], strides: tuple[Strides | None, ...]) -> tuple[int, ...] | None:
-    """Return how the elements of equally shaped arrays are found, in one order; None where all are dense in it.
-
-    Args:
-        shape: of all arrays, without zeros.
-        strides: of each array, in elements; None for an array that is not there.
-
-    Returns:
-        The number of dimensions, their sizes, the strides of each array: fewer dimensions than in the shape where
-        two are one for all arrays, and ordered as the first array lies in memory.
-    """
-    there = [of for of in strides if of is not None]
-    order = sorted((d for d in range(len(shape)) if shape[d] > 1), key=lambda d: there[0][d], reverse=True)
-    sizes: list[int] = []
-    columns: list[list[int]] = []
-    for d in order:
-        column = [of[d] for of in there]
-        if sizes and all(outer == inner * shape[d] for outer, inner in zip(columns[-1], column, strict=True)):
-            sizes[-1] *= shape[d]
-            columns[-1] = column
-        else:
-            sizes.append(shape[d])
-            columns.append(column)
-    if not sizes or (len(sizes) == 1 and all(stride == 1 for stride in columns[0])):
-        return None
-    rows = iter(zip(*columns, strict=True))
-    flat = [stride for of in strides for stride in ([0] * len(sizes) if of is None else next(rows))]
-    return (len(sizes), *sizes, *flat)
-
-
-def _refuse_overlap(a: Tensor) -> None:
-    if torch._debug_has_internal_overlap(a) == 1:
-        raise RuntimeError(
-            f"a tensor of shape {tuple(a.shape)} and strides {a.stride()} is to be changed, but several of its "
-            "elements are one place in memory; clone it"
-        )
+# ---- the layers of a call ------------------------------------------------------------------------------------------
 
 
 class _Table:
@@ -185,7 +145,7 @@ class _Table:
                 continue
             for of in (arrays[0], *arrays[2:]):
                 if of:
-                    _refuse_overlap(of[row])
+                    refuse_overlap(of[row])
             found = geometry(tuple(some[row].shape), tuple([of[row].stride() if of else None for of in arrays]))
             if found is not None:
                 self.geometries[row] = len(strides)

@@ -1,0 +1,52 @@
+"""Where the elements of equally shaped arrays lie in memory, for kernels that get addresses."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+Strides = tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def geometry(shape: tuple[int, ...], strides: tuple[Strides | None, ...]) -> tuple[int, ...] | None:
+    """Return how the elements of equally shaped arrays are found, in one order; None where all are dense in it.
+
+    Args:
+        shape: of all arrays, without zeros.
+        strides: of each array, in elements; None for an array that is not there.
+
+    Returns:
+        The number of dimensions, their sizes, the strides of each array: fewer dimensions than in the shape where
+        two are one for all arrays, and ordered as the first array lies in memory.
+    """
+    there = [of for of in strides if of is not None]
+    order = sorted((d for d in range(len(shape)) if shape[d] > 1), key=lambda d: there[0][d], reverse=True)
+    sizes: list[int] = []
+    columns: list[list[int]] = []
+    for d in order:
+        column = [of[d] for of in there]
+        if sizes and all(outer == inner * shape[d] for outer, inner in zip(columns[-1], column, strict=True)):
+            sizes[-1] *= shape[d]
+            columns[-1] = column
+        else:
+            sizes.append(shape[d])
+            columns.append(column)
+    if not sizes or (len(sizes) == 1 and all(stride == 1 for stride in columns[0])):
+        return None
+    rows = iter(zip(*columns, strict=True))
+    flat = [stride for of in strides for stride in ([0] * len(sizes) if of is None else next(rows))]
+    return (len(sizes), *sizes, *flat)
+
+
+def refuse_overlap(a: Tensor) -> None:
+    """Refuse a tensor that is to be changed and of which several elements are one place in memory.
+
+    Raises:
+        RuntimeError: it is one.
+    """
+    if torch._debug_has_internal_overlap(a) == 1:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(a.shape)} and strides {a.stride()} is to be changed, but several of its "
+            "elements are one place in memory; clone it"
+        )
