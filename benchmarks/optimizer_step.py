@@ -1,15 +1,19 @@
 """Time of one optimizer step: ours beside torch's and other packages', on the shapes of real models.
 
-    python benchmarks/optimizer_step.py [--model bert-base] [--dtype float32] [--rounds 9]
+    python benchmarks/optimizer_step.py [--model bert-base] [--dtype float32] [--rounds 9] [--only WORD]
 
 Every implementation that is installed takes its steps on the same weights and gradients. They take turns, and the
 ratios are medians over rounds of times that were taken in one round. The numbers go to
-benchmarks/results/optimizer_step-MODEL-DTYPE.json.
+benchmarks/results/optimizer_step-MODEL-DTYPE.json, a bar chart beside them.
 
 The floor is what has to be moved. In float32 AdamW reads x, g, m, v and writes x, m, v: 7 words a parameter. LAMB
-needs ||u|| before it may move x: it reads x, g, m, v and writes m, v, then reads x, m, v and writes x, 10 words, and
-7 where the second sweep finds a layer in the cache. SGD with momentum moves 5. The least bytes over the time, as a
-share of what a copy of one large array reaches in the same round, say how near a step comes to its own floor.
+needs ||u|| before it may move x: it reads x, g, m, v and writes m, v, then reads x, m, v and writes x, 10 words. Where
+the second sweep finds x, m and v in the last-level cache, three of them are not moved again: 7 words. A layer whose
+three arrays are larger than the cache can find there as much as the cache holds, for the second sweep begins where the
+first has ended. So the floor of a layer of n parameters is 10 - 3 * min(1, cache / 12 n) words, and in time that number
+over 7 of AdamW's on the same tensors. SGD with momentum moves 5 words; LARS 5 where x and m are found again, else 7.
+
+Memory is the rise of the process's peak over what it held before one more step.
 """
 
 import argparse
@@ -17,13 +21,16 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from bar_chart import write_bar_chart
 from certificate import in_a_line, installed, write_result
 from largebatch import LAMB, LANS, LARS
+from largebatch.optim.kernels import cpu
 from step_length import timm
 
 Shapes = list[tuple[int, ...]]
@@ -55,7 +62,16 @@ def resnet50() -> Shapes:
     return [*made, (1000, 2048), (1000,)]
 
 
-MODELS = {"bert-base": lambda: bert(768, 12), "bert-large": lambda: bert(1024, 24), "resnet-50": resnet50}
+MODELS: dict[str, Callable[[], Shapes]] = {
+    "bert-base": lambda: bert(768, 12),
+    "bert-large": lambda: bert(1024, 24),
+    "resnet-50": resnet50,
+    # The shapes of BERT-base by themselves.
+    "768x768": lambda: [(768, 768)] * 49,
+    "768x3072": lambda: [(768, 3072)] * 24,
+    "embeddings": lambda: [(30522, 768)] * 2,
+    "vectors": lambda: [shape for shape in bert(768, 12) if len(shape) == 1],
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ADAM: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
 SGD: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
@@ -90,13 +106,40 @@ def makers() -> dict[str, Maker]:
     }
 
 
-WORDS = {"adamw": (7, 7), "sgd": (5, 5), "lamb": (7, 10), "lans": (7, 10), "lars": (5, 8)}
+WORDS = {"adamw": (7, 7), "sgd": (5, 5), "lamb": (7, 10), "lans": (7, 10), "lars": (5, 7)}
 """Words a parameter that have to be moved: if every layer is still in the cache at the second sweep, and if none is."""
 
 
 def words(name: str) -> tuple[int, int]:
     """Return the words that a parameter's step moves at least."""
     return next(moved for key, moved in WORDS.items() if key in name.lower())
+
+
+def floor(name: str, shapes: Shapes) -> float:
+    """Return the words that a parameter's step has to move, as the text above derives them."""
+    least, most = words(name)
+    if least == most:
+        return least
+    counts = [torch.Size(shape).numel() for shape in shapes]
+    bytes_read = 8 if "lars" in name.lower() else 12
+    found = sum(count * min(1.0, cpu.cache_bytes() / (bytes_read * count)) for count in counts)
+    return most - (most - least) * found / sum(counts)
+
+
+def rise_of_peak(call: Callable[[], Any]) -> int | None:
+    """Return by how many bytes the peak of the process's memory exceeds what it held before; None off Linux."""
+
+    def kilobytes(key: str) -> int:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(next(line for line in status.splitlines() if line.startswith(key)).split()[1])
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = kilobytes("VmRSS:")
+        call()
+        return max(0, kilobytes("VmHWM:") - before) * 1024
+    except OSError:
+        return None
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
@@ -175,17 +218,32 @@ def main() -> None:
     parameters = sum(torch.Size(shape).numel() for shape in shapes)
     found, missing = contenders(shapes, dtype, given.only)
     seconds, copied = measure(found, given.rounds)
+    memory = {name: rise_of_peak(optimizer.step) for name, optimizer in found.items()}
     # Beside half-precision weights moments are float32 in ours and half precision in torch's.
     word_bytes = 4 * parameters if dtype == torch.float32 else None
     results = {name: result(name, seconds, copied, word_bytes) for name in found}
+    for name, entry in results.items():
+        entry["extra bytes at the peak"] = memory[name]
+        if "ratio" in entry and dtype == torch.float32:
+            least = floor(name, shapes)
+            entry["words at the floor"] = least
+            entry["over the floor"] = entry["ratio"] / (least / words(entry["beside"])[0])
     print(f"{given.model}, {parameters / 1e6:.1f} M parameters in {len(shapes)} tensors, {given.dtype}, ", end="")
     print(f"{torch.get_num_threads()} threads, copy {statistics.median(copied) / 1e9:.1f} GB/s")
-    print(f"{'':26}{'ms':>8}{'ratio':>8}   (least, most)   beside")
+    print(f"{'':26}{'ms':>8}{'MB':>8}{'ratio':>8}   (least, most)   over its floor   beside")
     for name, entry in sorted(results.items(), key=lambda item: item[1]["seconds"]):
         ratio = f"{entry['ratio']:8.2f}   ({entry['least']:.2f}, {entry['most']:.2f})" if "ratio" in entry else ""
-        print(f"{name:26}{entry['seconds'] * 1e3:8.1f}{ratio}   {entry.get('beside', '')}")
+        if "over the floor" in entry:
+            ratio += f"   {entry['over the floor']:.2f}"
+        megabytes = (entry["extra bytes at the peak"] or 0) / 1e6
+        print(f"{name:26}{entry['seconds'] * 1e3:8.1f}{megabytes:8.1f}{ratio}   {entry.get('beside', '')}")
     for name, why in missing.items():
         print(f"{name:26}{why}")
+    bars = sorted((entry["seconds"] * 1e3, name) for name, entry in results.items())
+    title = f"One step on {given.model}'s tensors in {given.dtype}, {torch.get_num_threads()} threads"
+    chart = Path(__file__).parent / "results" / f"optimizer_step-{given.model}-{given.dtype}.svg"
+    ours = ("LAMB,", "LANS,", "LARS,")
+    write_bar_chart(chart, title, [(name, ms, name.startswith(ours)) for ms, name in bars], "ms")
     packages = ("timm", "torch-optimizer", "pytorch-optimizer", "bitsandbytes", "apex")
     write_result(
         f"optimizer_step-{given.model}-{given.dtype}",

@@ -20,6 +20,7 @@ from largebatch.optim.gathering import (
     Member,
     alike,
     block_count,
+    is_native,
     layers_of,
     parameter_names,
     portions,
@@ -274,6 +275,15 @@ class TrustRatioOptimizer(StatefulOptimizer):
         return all(group["capturable"] or group["fused"] for group in map(self._options, self.param_groups))
 
     # ---- what can be asked ----------------------------------------------------------------------------------
+
+    def kernels(self) -> tuple[str, ...]:
+        """Return which kernels take a step: "fused cpu", "fused cuda", "foreach", "plain"; several if groups differ."""
+        found = {
+            self._backend(self._options(group), p.device, is_native(p))
+            for group in self.param_groups
+            for p in group["params"]
+        }
+        return tuple(sorted(found))
 
     @torch.no_grad()
     def grad_norm(self) -> Tensor:

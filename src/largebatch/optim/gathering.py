@@ -37,11 +37,16 @@ def refuse_sparse(grad: Tensor) -> None:
         raise RuntimeError("a gradient is sparse; layerwise norms need dense gradients (sparse=False)")
 
 
+def is_native(p: Tensor) -> bool:
+    """Return whether a tensor is of no subclass that may lack operations or memory of its own."""
+    return type(p) in (Tensor, torch.nn.Parameter)
+
+
 def alike(members: Iterable[Member]) -> Iterator[tuple[torch.device, bool, list[Member]]]:
     """Yield (device, whether all are plain tensors, members) for members of the same device and dtypes."""
     sorted_out: dict[Any, list[Member]] = {}
     for member in members:
-        native = type(member.p) in (Tensor, torch.nn.Parameter)
+        native = is_native(member.p)
         key = (member.p.device, native, member.p.dtype, member.grad.dtype)
         sorted_out.setdefault(key, []).append(member)
     for (device, native, _, _), some in sorted_out.items():

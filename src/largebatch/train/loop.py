@@ -153,7 +153,9 @@ class Training:
             if found is not None:
                 self.progress, ledger_bytes = found
         self.replica = self.world.replicate(self.model)
-        session = {"from_step": self.progress.step}
+        session: dict[str, Any] = {"from_step": self.progress.step}
+        if hasattr(self.optimizer, "kernels"):  # which of its ways an optimizer of ours goes
+            session["kernels"] = ", ".join(self.optimizer.kernels())
 
         def open_files() -> None:
             parameters = sum(p.numel() for p in self.model.parameters())
