@@ -151,12 +151,15 @@ class LAMB(TrustRatioOptimizer):
             `ZeroRedundancyOptimizer` does: the norm for clipping is then taken over all of them. One for the whole
             optimizer.
         maximize: ascend instead of descend.
-        foreach: multi-tensor kernels (True), plain ones (False), or multi-tensor ones but for subclasses of Tensor,
-            which may lack them (None).
+        foreach: multi-tensor kernels (True), plain ones (False), or what `fused` says (None).
         capturable: keep the step counts on the parameters' device, so that nothing is read back from it and a
             CUDA graph can hold the step; where all groups are, a GradScaler leaves unscaling and skipping to the step.
         differentiable: let autograd see the step; plain kernels only.
-        fused: not available in this version (True raises).
+        fused: fused kernels, one sweep over memory for each phase (True; where there are none it raises), or none of
+            them (False). None takes them on a CPU if they were compiled when the package was installed, else
+            multi-tensor kernels, and plain ones for subclasses of Tensor; the log says which. On a GPU they are
+            Triton's and have to be asked for. A step within `torch.compile` is made of multi-tensor kernels unless
+            this is True. `kernels()` says which take a step.
 
     State per parameter: `step`, `exp_avg`, `exp_avg_sq` (as torch's AdamW, whose state dict loads), and `master`.
     Moments are float32 for half-precision and float32 parameters and float64 for float64 ones.
@@ -164,7 +167,7 @@ class LAMB(TrustRatioOptimizer):
     Raises:
         ValueError: an option outside its range, duplicate parameters, a stacked parameter that does not divide.
         NotImplementedError: an option or a kind of parameter that this version does not have.
-        RuntimeError: in `step`: a sparse gradient, or a CUDA graph that is being captured though a group is not
+        RuntimeError: fused kernels that are not there; in `step`: a sparse gradient, or a CUDA graph that is being captured though a group is not
             capturable.
 
     Example:

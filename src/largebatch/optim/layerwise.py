@@ -87,7 +87,7 @@ class Layerwise(TrustRatioOptimizer):
         foreach: kernels of the ratios and of the last phase; the base chooses its own. One value for all groups.
         capturable: needs a base that is capturable in all groups; nothing else here reads from the device.
         differentiable: needs a base that is differentiable.
-        fused: not available in this version (True raises).
+        fused: True raises: there are no fused kernels of this strategy. The base may have its own.
 
     The other options are those of `LAMB`, per group of the base; a base that has one of the same name is refused,
     for it clips or scales by itself. Whether a GradScaler may leave unscaling to the step is as the base says.

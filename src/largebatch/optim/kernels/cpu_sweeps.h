@@ -149,11 +149,15 @@ template <class T> void write(const Array &array, const Run &run, const T *from)
 template <class T> struct Numbers {
   T beta1, rest1, beta2, root_rest2, eps, weight_decay, rate;
   T scale, a1, b1, a2, b2, length1, length2;
+  T scaled_rest1, scaled_root_rest2, eps_over_root_a2, a1_over_root_a2, one_over_root_a2;
 
   Numbers(const largebatch_work &s, const double *own)
       : beta1(T(s.beta1)), rest1(T(1 - s.beta1)), beta2(T(s.beta2)), root_rest2(T(std::sqrt(1 - s.beta2))), eps(T(s.eps)),
         weight_decay(T(s.weight_decay)), rate(T(s.rate)), scale(T(own[0])), a1(T(own[1])), b1(T(own[2])),
-        a2(T(own[3])), b2(T(own[4])), length1(T(own[5])), length2(T(own[6])) {}
+        a2(T(own[3])), b2(T(own[4])), length1(T(own[5])), length2(T(own[6])),
+        scaled_rest1(T((1 - s.beta1) * own[0])), scaled_root_rest2(T(std::sqrt(1 - s.beta2) * own[0])),
+        eps_over_root_a2(T(s.eps / std::sqrt(own[3]))), a1_over_root_a2(T(own[1] / std::sqrt(own[3]))),
+        one_over_root_a2(T(1 / std::sqrt(own[3]))) {}
 };
 
 // Eight elements of each array.
@@ -166,73 +170,86 @@ template <int32_t R, int32_t W, int32_t COLUMNS_> struct Sweeps {
   static constexpr int32_t READS = R, WRITES = W, COLUMNS = COLUMNS_;
 };
 
-// mhat = a1 * m + b1 * g and vhat = a2 * v + b2 * g * g; b1 and b2 are 0 without a look-ahead.
-template <bool AHEAD, class V, class N> INLINE V first_moment(const Eight<V> &a, const N &c) {
-  return AHEAD ? c.a1 * a.m + c.b1 * a.g : c.a1 * a.m;
+// mhat = a1 * m + b1 * g and vhat = a2 * v + b2 * g * g; b1 and b2 are 0 without a look-ahead, a2 is positive then, and
+//     a1 * m / (sqrt(a2 * v) + eps) = (a1 / sqrt(a2)) * m / (sqrt(v) + eps / sqrt(a2)),
+// a product less: while a root or a quotient is being made, one unit has all products to do. It fails only where
+// eps / sqrt(a2) underflows.
+template <bool AHEAD, class V, class N> INLINE V numerator(const Eight<V> &a, const N &c) {
+  return AHEAD ? c.a1 * a.m + c.b1 * a.g : c.a1_over_root_a2 * a.m;
 }
-template <bool AHEAD, class V, class N> INLINE V second_moment(const Eight<V> &a, const N &c) {
-  return AHEAD ? c.a2 * a.v + c.b2 * (a.g * a.g) : c.a2 * a.v;
+template <bool AHEAD, class V, class N> INLINE V denominator(const Eight<V> &a, const N &c) {
+  return AHEAD ? root(c.a2 * a.v + c.b2 * (a.g * a.g)) + c.eps : root(a.v) + c.eps_over_root_a2;
 }
+// 1 / (sqrt(vhat) + eps) over 1 / denominator.
+template <bool AHEAD, class N> INLINE auto numerator_of_one(const N &c) {
+  return AHEAD ? decltype(c.a2)(1) : c.one_over_root_a2;
+}
+// From gradients as they are in memory: their scale is in the weights, of which that of the square is a root.
 template <class V, class N> INLINE void update_moments(Eight<V> &a, const N &c) {
-  const V root_share = c.root_rest2 * a.g;  // a product less than with rest2 * (g * g)
-  a.m = c.beta1 * a.m + c.rest1 * a.g;
+  const V root_share = c.scaled_root_rest2 * a.g;
+  a.m = c.beta1 * a.m + c.scaled_rest1 * a.g;
   a.v = c.beta2 * a.v + root_share * root_share;
 }
 
 struct Squares : Sweeps<G, 0, 1> {
-  template <class V, class N> static INLINE void on(Eight<V> &, const N &, V *) {}
+  template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *u) { u[0] = c.scale * a.g; }
 };
 
 template <bool AHEAD> struct LambNorms : Sweeps<X | G | M | V_, M | V_, 2> {
   template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *u) {
     update_moments(a, c);
-    u[0] = first_moment<AHEAD>(a, c) / (root(second_moment<AHEAD>(a, c)) + c.eps) + c.weight_decay * a.x;
+    if (AHEAD) a.g = c.scale * a.g;
+    u[0] = numerator<AHEAD>(a, c) / denominator<AHEAD>(a, c) + c.weight_decay * a.x;
   }
 };
 template <bool AHEAD> struct LambApply : Sweeps<X | M | V_ | (AHEAD ? G : 0), X, 0> {
   template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *) {
-    a.x -= c.length1 * (first_moment<AHEAD>(a, c) / (root(second_moment<AHEAD>(a, c)) + c.eps) + c.weight_decay * a.x);
+    if (AHEAD) a.g = c.scale * a.g;
+    a.x -= c.length1 * (numerator<AHEAD>(a, c) / denominator<AHEAD>(a, c) + c.weight_decay * a.x);
   }
 };
 
 template <bool AHEAD> struct LansNorms : Sweeps<X | G | M | V_, M | V_, 3> {
   template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *u) {
     update_moments(a, c);
-    const V d = root(second_moment<AHEAD>(a, c)) + c.eps, decay = c.weight_decay * a.x;
-    u[0] = first_moment<AHEAD>(a, c) / d + decay;
-    u[1] = a.g / d + decay;
+    a.g = c.scale * a.g;
+    const V d = denominator<AHEAD>(a, c), decay = c.weight_decay * a.x;
+    u[0] = numerator<AHEAD>(a, c) / d + decay;
+    u[1] = numerator_of_one<AHEAD>(c) * a.g / d + decay;
   }
 };
 template <bool AHEAD> struct LansApply : Sweeps<X | G | M | V_, X, 0> {
   template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *) {
-    const V d = root(second_moment<AHEAD>(a, c)) + c.eps, decay = c.weight_decay * a.x;
-    a.x -= c.length1 * (first_moment<AHEAD>(a, c) / d + decay) + c.length2 * (a.g / d + decay);
+    a.g = c.scale * a.g;
+    const V d = denominator<AHEAD>(a, c), decay = c.weight_decay * a.x;
+    a.x -= c.length1 * (numerator<AHEAD>(a, c) / d + decay) +
+           c.length2 * (numerator_of_one<AHEAD>(c) * a.g / d + decay);
   }
 };
 
 // LARS, algorithm 1.
 template <bool BUFFER, bool AHEAD> struct LarsNorms : Sweeps<X | G | (BUFFER ? M : 0), BUFFER ? M : 0, 2> {
   template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *u) {
-    const V d = a.g + c.weight_decay * a.x;
+    const V d = c.scale * a.g + c.weight_decay * a.x;
     if (BUFFER) a.m = c.beta1 * a.m + c.rest1 * d;
     u[0] = !BUFFER ? d : AHEAD ? c.beta1 * a.m + c.rest1 * d : a.m;
   }
 };
 template <bool BUFFER, bool AHEAD> struct LarsApply : Sweeps<X | (BUFFER ? M : 0) | (AHEAD || !BUFFER ? G : 0), X, 0> {
   template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *) {
-    const V d = a.g + c.weight_decay * a.x;
+    const V d = c.scale * a.g + c.weight_decay * a.x;
     a.x -= c.length1 * (!BUFFER ? d : AHEAD ? c.beta1 * a.m + c.rest1 * d : a.m);
   }
 };
 
 // LARS of 2017.
 struct Lars2017Norms : Sweeps<X | G, 0, 2> {
-  template <class V, class N> static INLINE void on(Eight<V> &a, const N &, V *u) { u[0] = a.g; }
+  template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *u) { u[0] = c.scale * a.g; }
 };
 template <bool BUFFER, bool AHEAD>
 struct Lars2017Apply : Sweeps<X | G | (BUFFER ? M : 0), X | (BUFFER ? M : 0), 0> {
   template <class V, class N> static INLINE void on(Eight<V> &a, const N &c, V *) {
-    const V newest = c.length1 * (a.g + c.weight_decay * a.x);
+    const V newest = c.length1 * (c.scale * a.g + c.weight_decay * a.x);
     if (BUFFER) a.m = c.beta1 * a.m + newest;
     a.x -= c.rate * (!BUFFER ? newest : AHEAD ? c.beta1 * a.m + newest : a.m);
   }
@@ -266,7 +283,7 @@ INLINE void sweep_block(const largebatch_work &s, const Array *arrays, const Run
       const int64_t i = row + 8 * half;
       Eight<V> a = {};
       if (Rule::READS & X) a.x = load(at[0] + i);
-      if (Rule::READS & G) a.g = c.scale * load(at[1] + i);
+      if (Rule::READS & G) a.g = load(at[1] + i);
       if (Rule::READS & M) a.m = load(at[2] + i);
       if (Rule::READS & V_) a.v = load(at[3] + i);
       V u[2];
@@ -275,7 +292,7 @@ INLINE void sweep_block(const largebatch_work &s, const Array *arrays, const Run
       if (Rule::WRITES & X) store(at[0] + i, a.x);
       if (Rule::WRITES & M) store(at[2] + i, a.m);
       if (Rule::WRITES & V_) store(at[3] + i, a.v);
-      if (Rule::COLUMNS == 1) add<TWO>(sums[0][half], a.g, s.norm);
+      if (Rule::COLUMNS == 1) add<TWO>(sums[0][half], u[0], s.norm);
       if (Rule::COLUMNS > 1) add<TWO>(sums[0][half], x, s.norm), add<TWO>(sums[1][half], u[0], s.norm);
       if (Rule::COLUMNS > 2) add<TWO>(sums[2][half], u[1], s.norm);
     }
