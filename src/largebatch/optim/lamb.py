@@ -167,8 +167,8 @@ class LAMB(TrustRatioOptimizer):
     Raises:
         ValueError: an option outside its range, duplicate parameters, a stacked parameter that does not divide.
         NotImplementedError: an option or a kind of parameter that this version does not have.
-        RuntimeError: fused kernels that are not there; in `step`: a sparse gradient, or a CUDA graph that is being captured though a group is not
-            capturable.
+        RuntimeError: fused kernels that are not there; in `step`: a sparse gradient, or a CUDA graph that is being
+            captured though a group is not capturable.
 
     Example:
         >>> import torch
