@@ -134,9 +134,12 @@ def test_the_default_chooses_and_says_so_once(
         optimizer = LAMB([x], **options)
         optimizer.step()
         optimizer.step()
-    x = torch.ones(2).as_subclass(Marked).requires_grad_()
-    x.grad = torch.ones(2)
-    LAMB([x]).step()
+    marked = torch.ones(2).as_subclass(Marked).requires_grad_()
+    marked.grad = torch.ones(2)
+    LAMB([marked]).step()
+    x, y = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    several: list[dict[str, Any]] = [{"params": [marked]}, {"params": [x], "foreach": False}, {"params": [y]}]
+    assert LAMB(several).kernels() == ("fused cpu", "plain")
     assert [record.getMessage() for record in caplog.records] == [
         f"LAMB: {kernels} kernels on cpu (the default; fused=... or foreach=... chooses)"
         for kernels in ("fused", "foreach", "plain")

@@ -70,6 +70,9 @@ def test_a_run_leaves_all_that_it_promises(trained: Path) -> None:
     record = json.loads((trained / "run.json").read_text())
     assert record["run"]["stages"][1]["task_options"] == {"sequence_length": 48, "max_predictions": 8}
     assert record["versions"]["torch"] == torch.__version__
+    # The default on a CPU, and the page says so.
+    assert record["sessions"][0]["kernels"] == "fused cpu"
+    assert ">fused cpu<" in (trained / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_second_stage_begins_at_zero_and_warms_up(trained: Path) -> None:
