@@ -370,6 +370,22 @@ def test_memory_that_overlaps_is_refused_before_anything_changes() -> None:
     assert not optimizer.state[first]["exp_avg"].any()
 
 
+def test_lazily_negated_gradients_are_seen_as_they_are() -> None:
+    negated = torch.complex(torch.zeros(40), torch.linspace(1, 2, 40)).conj().imag
+    assert negated.is_neg()
+    found = []
+    for g in (negated, negated.resolve_neg()):
+        x = nn.Parameter(torch.ones(40))
+        x.grad = g
+        LAMB([x], lr=0.1, max_grad_norm=1.0, fused=True).step()
+        found.append(x.detach())
+    assert torch.equal(*found)
+    x = nn.Parameter(negated)
+    x.grad = torch.ones(40)
+    with pytest.raises(RuntimeError, match="lazily negated view"):
+        LAMB([x], fused=True).step()
+
+
 @pytest.mark.slow
 def test_more_elements_than_32_bits_can_count() -> None:
     count = (1 << 31) + 5

@@ -621,3 +621,17 @@ def test_a_clip_that_only_a_later_group_has(make: Any) -> None:
         ends.append((x.detach(), y.detach()))
     assert torch.equal(ends[0][0], ends[1][0])
     assert not torch.allclose(ends[0][1], ends[1][1])
+
+
+@every_backend
+@every_maker
+def test_a_backward_pass_from_before_the_step_is_refused(make: Any, backend: str) -> None:
+    x = nn.Parameter(torch.ones(3))
+    optimizer = make([x], lr=0.1, **how(backend))
+    loss = (x * x).sum()
+    loss.backward(retain_graph=True)
+    before = x._version
+    optimizer.step()
+    assert x._version > before
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from largebatch.optim.kernels.contract import LambRule, LarsRule, Layers, Norm, RatioRule, Rule
-from largebatch.optim.kernels.geometry import geometry, refuse_overlap
+from largebatch.optim.kernels.geometry import geometry, mark_changed, refuse_overlap, resolve_signs
 
 _VERSION = 1
 _ARRAYS = 5
@@ -190,8 +190,9 @@ def prepare(layers: Layers) -> None:
     """Find the memory of layers, before anything changes.
 
     Raises:
-        RuntimeError: several elements of a tensor that is to be changed are one place in memory.
+        RuntimeError: the weights are lazily negated; several elements of what is to be changed lie in one place.
     """
+    resolve_signs(layers)
     moments = list(layers.state.values())
     first, second = [*moments, [], []][:2]
     layers.kept = _Table((layers.x, layers.g, first, second, layers.rounded), layers.dtype)
@@ -237,6 +238,7 @@ def _adam_norms_(layers: Layers, rule: LambRule, sweep: int, columns: int, **fie
         return torch.zeros(len(layers.x), columns, dtype=torch.float64, device="cpu")
     _gradient_scales(layers, rule)
     _moment_weights(layers, rule)
+    mark_changed(layers)
     return torch.from_numpy(layers.kept.run(sweep + _FIRST_PHASE, columns, rule, **_adam_numbers(rule), **fields))
 
 
@@ -309,6 +311,7 @@ def lars_norms_(layers: Layers, rule: LarsRule, **fields: float) -> Tensor:
     if _skipped(layers):
         return torch.zeros(len(layers.x), 2, dtype=torch.float64, device="cpu")
     _gradient_scales(layers, rule)
+    mark_changed(layers)
     return torch.from_numpy(layers.kept.run(_lars(rule) + _FIRST_PHASE, 2, rule, **_lars_numbers(rule), **fields))
 
 

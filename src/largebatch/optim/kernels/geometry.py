@@ -1,9 +1,11 @@
-"""Where the elements of equally shaped arrays lie in memory, for kernels that get addresses."""
+"""What kernels that get addresses need beside them: where the elements lie, and that autograd learns of changes."""
 
 import functools
 
 import torch
 from torch import Tensor
+
+from largebatch.optim.kernels.contract import Layers
 
 Strides = tuple[int, ...]
 
@@ -50,3 +52,23 @@ def refuse_overlap(a: Tensor) -> None:
             f"a tensor of shape {tuple(a.shape)} and strides {a.stride()} is to be changed, but several of its "
             "elements are one place in memory; clone it"
         )
+
+
+def resolve_signs(layers: Layers) -> None:
+    """Take gradients whose elements are the negatives of what is in memory (lazily negated views) into new memory.
+
+    Raises:
+        RuntimeError: the weights are such a view.
+    """
+    layers.g = [g.resolve_neg() if g.is_neg() else g for g in layers.g]
+    if any([x.is_neg() for x in layers.x]):  # noqa: C419 a generator takes twice the time
+        raise RuntimeError("a parameter is a lazily negated view, which fused kernels cannot change; use resolve_neg()")
+
+
+def mark_changed(layers: Layers) -> None:
+    """Let autograd know that a step has changed tensors behind its back.
+
+    A backward pass through a forward pass from before the step would use the new weights, and has to be refused.
+    """
+    moments = [a for moment in layers.state.values() for a in moment]
+    torch.autograd.graph.increment_version([*layers.x, *moments, *(layers.rounded or ())])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from largebatch.optim.kernels.contract import LambRule, LarsRule, Layers, Norm, Rule
-from largebatch.optim.kernels.geometry import geometry, refuse_overlap
+from largebatch.optim.kernels.geometry import geometry, mark_changed, refuse_overlap, resolve_signs
 
 CHUNK = 1 << 14
 """Elements of a program."""
@@ -126,9 +126,10 @@ def prepare(layers: Layers) -> None:
     """Find the memory of layers, before anything changes.
 
     Raises:
-        RuntimeError: several elements of a tensor that is to be changed are one place in memory; or a CUDA graph is
+        RuntimeError: the weights are lazily negated; several elements of what is to be changed lie in one place; or a CUDA graph is
             being captured, and these tensors have not been stepped on before.
     """
+    resolve_signs(layers)
     first, second = [*layers.state.values(), [], []][:2]
     layers.kept = _Table((layers.x, layers.g, first, second, layers.rounded), layers.dtype)
 
@@ -224,6 +225,7 @@ def squares(tensors: list[Tensor]) -> Tensor:
 
 
 def _norms_(layers: Layers, rule: Rule, name: str, columns: int) -> Tensor:
+    mark_changed(layers)
     return _first_phase(layers, layers.kept, name, columns, rule, _numbers(layers, rule))
 
 
