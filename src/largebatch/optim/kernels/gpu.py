@@ -126,8 +126,8 @@ def prepare(layers: Layers) -> None:
     """Find the memory of layers, before anything changes.
 
     Raises:
-        RuntimeError: the weights are lazily negated; several elements of what is to be changed lie in one place; or a CUDA graph is
-            being captured, and these tensors have not been stepped on before.
+        RuntimeError: the weights are lazily negated; several elements of what is to be changed lie in one place; or a
+            CUDA graph is being captured, and these tensors have not been stepped on before.
     """
     resolve_signs(layers)
     first, second = [*layers.state.values(), [], []][:2]
