@@ -8,7 +8,7 @@ that LAMB moves for a parameter, three are then not moved again. The threads are
 import ctypes
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from largebatch.optim.kernels.contract import LambRule, LarsRule, Layers, Norm, RatioRule, Rule
-from largebatch.optim.kernels.geometry import geometry, mark_changed, refuse_overlap, resolve_signs
+from largebatch.optim.kernels.contract import LambRule, LarsRule, Layers, RatioRule, Rule
+from largebatch.optim.kernels.geometry import NORMS, Arrays, arrays_of, geometries, mark_changed
 
 _VERSION = 1
 _ARRAYS = 5
 _NUMBERS = 7
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_NORMS: dict[Norm, int] = {"inf": 0, 1: 1, 2: 2}
 # The sweeps, as cpu.cpp counts them.
 _SQUARES, _LAMB, _LANS, _LARS, _LARS_2017 = 0, 1, 3, 5, 7
 _FIRST_PHASE, _LAST_PHASE = 0, 1
@@ -125,7 +124,7 @@ def elements_at_once(arrays: int) -> int:
 class _Table:
     """The addresses of layers, and the numbers that go with each."""
 
-    def __init__(self, arrays: Sequence[Sequence[Tensor] | None], compute: torch.dtype) -> None:
+    def __init__(self, arrays: Arrays, compute: torch.dtype) -> None:
         some = next(of for of in arrays if of)
         count = len(some)
         self.addresses = np.zeros((count, _ARRAYS), dtype=np.int64)
@@ -139,19 +138,11 @@ class _Table:
         for i, of in enumerate(arrays):
             if of:
                 self.addresses[:, i] = [a.data_ptr() for a in of]
-        there = [of for of in arrays if of]
-        for row in range(count):
-            if all([of[row].is_contiguous() for of in there]):  # noqa: C419 a generator takes twice the time
-                continue
-            for of in (arrays[0], *arrays[2:]):
-                if of:
-                    refuse_overlap(of[row])
-            found = geometry(tuple(some[row].shape), tuple([of[row].stride() if of else None for of in arrays]))
+        for row, found in enumerate(geometries(arrays)):
             if found is not None:
                 self.geometries[row] = len(strides)
                 strides += found
         self.strides = np.array(strides, dtype=np.int64)
-        self.scaled = False
 
     def run(self, sweep: int, columns: int, rule: Rule | None = None, **fields: float) -> NDArray[np.float64]:
         """Make a sweep, or a step; return the sums, float64 [layers, columns]."""
@@ -161,7 +152,7 @@ class _Table:
         given = _Work(
             sweep=sweep,
             adapt=rule is not None and rule.adapt,
-            norm=_NORMS[rule.norm if rule else 2],
+            norm=NORMS[rule.norm if rule else 2],
             look_ahead=rule is not None and bool(getattr(rule, "nesterov", False)),
             momentum=bool(self.addresses[0, 2]),
             compute=self.compute,
@@ -192,10 +183,7 @@ def prepare(layers: Layers) -> None:
     Raises:
         RuntimeError: the weights are lazily negated; several elements of what is to be changed lie in one place.
     """
-    resolve_signs(layers)
-    moments = list(layers.state.values())
-    first, second = [*moments, [], []][:2]
-    layers.kept = _Table((layers.x, layers.g, first, second, layers.rounded), layers.dtype)
+    layers.kept = _Table(arrays_of(layers), layers.dtype)
 
 
 def squares(tensors: list[Tensor]) -> Tensor:

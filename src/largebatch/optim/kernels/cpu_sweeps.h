@@ -147,12 +147,12 @@ template <class T> void write(const Array &array, const Run &run, const T *from)
 
 // What a rule needs of a layer, in the dtype to compute in.
 template <class T> struct Numbers {
-  T beta1, rest1, beta2, root_rest2, eps, weight_decay, rate;
+  T beta1, rest1, beta2, eps, weight_decay, rate;
   T scale, a1, b1, a2, b2, length1, length2;
   T scaled_rest1, scaled_root_rest2, eps_over_root_a2, a1_over_root_a2, one_over_root_a2;
 
   Numbers(const largebatch_work &s, const double *own)
-      : beta1(T(s.beta1)), rest1(T(1 - s.beta1)), beta2(T(s.beta2)), root_rest2(T(std::sqrt(1 - s.beta2))), eps(T(s.eps)),
+      : beta1(T(s.beta1)), rest1(T(1 - s.beta1)), beta2(T(s.beta2)), eps(T(s.eps)),
         weight_decay(T(s.weight_decay)), rate(T(s.rate)), scale(T(own[0])), a1(T(own[1])), b1(T(own[2])),
         a2(T(own[3])), b2(T(own[4])), length1(T(own[5])), length2(T(own[6])),
         scaled_rest1(T((1 - s.beta1) * own[0])), scaled_root_rest2(T(std::sqrt(1 - s.beta2) * own[0])),

@@ -1,13 +1,18 @@
 """What kernels that get addresses need beside them: where the elements lie, and that autograd learns of changes."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from largebatch.optim.kernels.contract import Layers
+from largebatch.optim.kernels.contract import Layers, Norm
 
 Strides = tuple[int, ...]
+Arrays = Sequence[Sequence[Tensor] | None]
+"""What layers have: weights, gradients, first and second moments, rounded weights; None or empty if not."""
+NORMS: dict[Norm, int] = {"inf": 0, 1: 1, 2: 2}
+"""Norms as the kernels call them."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -54,15 +59,36 @@ def refuse_overlap(a: Tensor) -> None:
         )
 
 
-def resolve_signs(layers: Layers) -> None:
-    """Take gradients whose elements are the negatives of what is in memory (lazily negated views) into new memory.
+def arrays_of(layers: Layers) -> Arrays:
+    """Return the arrays of layers as they are in memory; lazily negated gradients are taken into new memory.
 
     Raises:
-        RuntimeError: the weights are such a view.
+        RuntimeError: the weights are lazily negated.
     """
     layers.g = [g.resolve_neg() if g.is_neg() else g for g in layers.g]
     if any([x.is_neg() for x in layers.x]):  # noqa: C419 a generator takes twice the time
         raise RuntimeError("a parameter is a lazily negated view, which fused kernels cannot change; use resolve_neg()")
+    first, second = [*layers.state.values(), [], []][:2]
+    return layers.x, layers.g, first, second, layers.rounded
+
+
+def geometries(arrays: Arrays) -> list[tuple[int, ...] | None]:
+    """Return the `geometry` of each layer.
+
+    Raises:
+        RuntimeError: several elements of what is to be changed, which is all but the gradients, lie in one place.
+    """
+    there = [of for of in arrays if of]
+    found: list[tuple[int, ...] | None] = []
+    for row, one in enumerate(there[0]):
+        if all([of[row].is_contiguous() for of in there]):  # noqa: C419 a generator takes twice the time
+            found.append(None)
+            continue
+        for of in (arrays[0], *arrays[2:]):
+            if of:
+                refuse_overlap(of[row])
+        found.append(geometry(tuple(one.shape), tuple([of[row].stride() if of else None for of in arrays])))
+    return found
 
 
 def mark_changed(layers: Layers) -> None:

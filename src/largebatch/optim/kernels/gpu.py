@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from largebatch.optim.kernels.contract import LambRule, LarsRule, Layers, Norm, Rule
-from largebatch.optim.kernels.geometry import geometry, mark_changed, refuse_overlap, resolve_signs
+from largebatch.optim.kernels.contract import LambRule, LarsRule, Layers, Rule
+from largebatch.optim.kernels.geometry import NORMS, Arrays, arrays_of, geometries, mark_changed
 
 CHUNK = 1 << 14
 """Elements of a program."""
 _ARRAYS = 5
-_NORMS: dict[Norm, int] = {"inf": 0, 1: 1, 2: 2}
 
 
 def unavailable() -> str | None:
@@ -76,9 +75,8 @@ def _on_device(array: np.ndarray, device: torch.device) -> Tensor:
 class _Table:
     """The layers of a call: their addresses and chunks on the device, and their dtypes."""
 
-    def __init__(self, arrays: Sequence[Sequence[Tensor] | None], compute: torch.dtype) -> None:
-        there = [of for of in arrays if of]
-        some = there[0]
+    def __init__(self, arrays: Arrays, compute: torch.dtype) -> None:
+        some = next(of for of in arrays if of)
         self.device = some[0].device
         self.layers = len(some)
         self.dtypes = [of[0].dtype if of else compute for of in arrays]
@@ -87,7 +85,7 @@ class _Table:
         elements = np.array([a.numel() for a in some], dtype=np.int64)
         chunks = (elements + CHUNK - 1) // CHUNK
         self.chunks = int(chunks.sum())
-        found = [self._geometry(arrays, row) for row in range(self.layers)]
+        found = geometries(arrays)
         self.ndim = max((0 if one is None else one[0]) for one in found)
         # In a call with strides a dense layer has its elements in the last dimension.
         shapes = np.ones((self.layers, 1 + _ARRAYS, max(self.ndim, 1)), dtype=np.int64)
@@ -112,15 +110,6 @@ class _Table:
             [part.size for part in parts]
         )
 
-    def _geometry(self, arrays: Sequence[Sequence[Tensor] | None], row: int) -> tuple[int, ...] | None:
-        there = [of[row] for of in arrays if of]
-        if all([a.is_contiguous() for a in there]):  # noqa: C419 a generator takes twice the time
-            return None
-        for of in (arrays[0], *arrays[2:]):
-            if of:
-                refuse_overlap(of[row])
-        return geometry(tuple(there[0].shape), tuple([of[row].stride() if of else None for of in arrays]))
-
 
 def prepare(layers: Layers) -> None:
     """Find the memory of layers, before anything changes.
@@ -129,9 +118,7 @@ def prepare(layers: Layers) -> None:
         RuntimeError: the weights are lazily negated; several elements of what is to be changed lie in one place; or a
             CUDA graph is being captured, and these tensors have not been stepped on before.
     """
-    resolve_signs(layers)
-    first, second = [*layers.state.values(), [], []][:2]
-    layers.kept = _Table((layers.x, layers.g, first, second, layers.rounded), layers.dtype)
+    layers.kept = _Table(arrays_of(layers), layers.dtype)
 
 
 # ---- the phases -----------------------------------------------------------------------------------------------------
@@ -182,7 +169,7 @@ def _launch(kernel: Any, table: _Table, name: str, rule: Rule | None, **fields: 
         HAS_KEEP=keep is not None,
         AHEAD=bool(getattr(rule, "nesterov", False)),
         BUFFER=table.has[2],
-        NORM=_NORMS[rule.norm if rule else 2],
+        NORM=NORMS[rule.norm if rule else 2],
         NDIM=table.ndim,
         ALIGNED=table.aligned,
         X=sweeps.TYPES[table.dtypes[0]],
@@ -202,7 +189,7 @@ def _first_phase(
     keep = None if layers is None else layers.keep
     _launch(sweeps.first_phase, table, name, rule, keep=keep, numbers=numbers, partial=partial, COLUMNS=columns)
     sums = torch.empty(table.layers, columns, dtype=torch.float64, device=table.device)
-    norm = _NORMS[rule.norm if rule else 2]
+    norm = NORMS[rule.norm if rule else 2]
     sweeps.add_chunks[(table.layers,)](partial, table.first, sums, COLUMNS=columns, NORM=norm, BLOCK=128)
     return sums
 

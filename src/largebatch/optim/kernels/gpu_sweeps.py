@@ -88,6 +88,42 @@ def _total(sums, NORM: tl.constexpr):
 
 
 @triton.jit
+def _span(chunk, elements, layers, starts, keep, HAS_KEEP: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr):
+    """Return the layer of a chunk, and from where to where its elements go."""
+    layer = tl.load(layers + chunk)
+    start = tl.multiple_of(tl.load(starts + chunk), 16)
+    end = tl.minimum(tl.load(elements + layer), start + CHUNK)
+    if ALIGNED:
+        end = tl.multiple_of(end, 16)
+    if HAS_KEEP:
+        end = tl.where(tl.load(keep) != 0, end, 0)  # of a step that is not taken nothing is touched
+    return layer, start, end
+
+
+@triton.jit
+def _numbers(numbers, layer, COMPUTE: tl.constexpr):
+    """Return scale of the gradient, a1, b1, a2, b2 of a layer."""
+    own = numbers + layer * 5
+    scale = tl.load(own).to(COMPUTE)
+    a1 = tl.load(own + 1).to(COMPUTE)
+    b1 = tl.load(own + 2).to(COMPUTE)
+    a2 = tl.load(own + 3).to(COMPUTE)
+    b2 = tl.load(own + 4).to(COMPUTE)
+    return scale, a1, b1, a2, b2
+
+
+@triton.jit
+def _fraction(m, v, g, a1, b1, a2, b2, eps, AHEAD: tl.constexpr, COMPUTE: tl.constexpr):
+    """Return mhat and sqrt(vhat) + eps."""
+    n = a1 * m
+    w = a2 * v
+    if AHEAD:
+        n += b1 * g
+        w += b2 * (g * g)
+    return n, _root(w, COMPUTE) + eps
+
+
+@triton.jit
 def first_phase(
     addresses,
     elements,
@@ -114,19 +150,8 @@ def first_phase(
 ):
     """Phase 0 or 1 of one chunk: update the moments, leave the sums."""
     chunk = tl.program_id(0).to(tl.int64)
-    layer = tl.load(layers + chunk)
-    start = tl.multiple_of(tl.load(starts + chunk), 16)
-    end = tl.minimum(tl.load(elements + layer), start + CHUNK)
-    if ALIGNED:
-        end = tl.multiple_of(end, 16)
-    if HAS_KEEP:
-        end = tl.where(tl.load(keep) != 0, end, 0)  # of a step that is not taken nothing is touched
-    own = numbers + layer * 5
-    scale = tl.load(own).to(COMPUTE)
-    a1 = tl.load(own + 1).to(COMPUTE)
-    b1 = tl.load(own + 2).to(COMPUTE)
-    a2 = tl.load(own + 3).to(COMPUTE)
-    b2 = tl.load(own + 4).to(COMPUTE)
+    layer, start, end = _span(chunk, elements, layers, starts, keep, HAS_KEEP, ALIGNED, CHUNK)  # pyright: ignore[reportGeneralTypeIssues]
+    scale, a1, b1, a2, b2 = _numbers(numbers, layer, COMPUTE)
     wide1 = tl.load(options)
     wide2 = tl.load(options + 1)
     beta1 = wide1.to(COMPUTE)
@@ -166,12 +191,7 @@ def first_phase(
                 v = beta2 * tl.load(v_at, mask=inside, other=0.0) + rest2 * (g * g)
                 tl.store(m_at, m, mask=inside)
                 tl.store(v_at, v, mask=inside)
-                n = a1 * m
-                w = a2 * v
-                if AHEAD:
-                    n += b1 * g
-                    w += b2 * (g * g)
-                d = _root(w, COMPUTE) + eps
+                n, d = _fraction(m, v, g, a1, b1, a2, b2, eps, AHEAD, COMPUTE)
                 u = _quotient(n, d, COMPUTE) + decay * x
                 if RULE == "lans":
                     sums2 = _joined(sums2, _quotient(g, d, COMPUTE) + decay * x, NORM)
@@ -231,19 +251,8 @@ def last_phase(
     """Phase 3 of one chunk: move the weights; for LARS of 2017 the momentum too."""
     # Backwards: what phase 1 has touched last is still in the cache.
     chunk = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
-    layer = tl.load(layers + chunk)
-    start = tl.multiple_of(tl.load(starts + chunk), 16)
-    end = tl.minimum(tl.load(elements + layer), start + CHUNK)
-    if ALIGNED:
-        end = tl.multiple_of(end, 16)
-    if HAS_KEEP:
-        end = tl.where(tl.load(keep) != 0, end, 0)
-    own = numbers + layer * 5
-    scale = tl.load(own).to(COMPUTE)
-    a1 = tl.load(own + 1).to(COMPUTE)
-    b1 = tl.load(own + 2).to(COMPUTE)
-    a2 = tl.load(own + 3).to(COMPUTE)
-    b2 = tl.load(own + 4).to(COMPUTE)
+    layer, start, end = _span(chunk, elements, layers, starts, keep, HAS_KEEP, ALIGNED, CHUNK)  # pyright: ignore[reportGeneralTypeIssues]
+    scale, a1, b1, a2, b2 = _numbers(numbers, layer, COMPUTE)
     wide1 = tl.load(options)
     beta1 = wide1.to(COMPUTE)
     rest1 = (1 - wide1).to(COMPUTE)
@@ -264,12 +273,7 @@ def last_phase(
         if RULE == "lamb" or RULE == "lans":
             m = tl.load(_pointers(addresses, shapes, layer, i, 2, COMPUTE, NDIM, ALIGNED), mask=inside, other=0.0)
             v = tl.load(_pointers(addresses, shapes, layer, i, 3, COMPUTE, NDIM, ALIGNED), mask=inside, other=0.0)
-            n = a1 * m
-            w = a2 * v
-            if AHEAD:
-                n += b1 * g
-                w += b2 * (g * g)
-            d = _root(w, COMPUTE) + eps
+            n, d = _fraction(m, v, g, a1, b1, a2, b2, eps, AHEAD, COMPUTE)
             step = length1 * (_quotient(n, d, COMPUTE) + decay * x)
             if RULE == "lans":
                 step += length2 * (_quotient(g, d, COMPUTE) + decay * x)
