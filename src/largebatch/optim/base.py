@@ -260,7 +260,10 @@ class TrustRatioOptimizer(StatefulOptimizer):
         if why := FUSED[backend].unavailable():
             raise RuntimeError(f"fused=True: {why}")
         if not native:
-            raise RuntimeError("fused=True: a subclass of Tensor may have no memory that fused kernels could work on")
+            raise RuntimeError(
+                "fused=True: fused kernels take plain tensors, in float32, float64, bfloat16 or float16 (complex ones "
+                "if the gradient is too); a parameter or gradient is of a subclass of Tensor or of another dtype"
+            )
         return backend
 
     def _check_new(self, group: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from largebatch.optim.kernels.contract import Layers
-from largebatch.optim.state import HALF, REAL_DTYPE
+from largebatch.optim.state import HALF, REAL_DTYPE, STATE_DTYPE
 
 
 class Member(NamedTuple):
@@ -43,13 +43,20 @@ def is_native(p: Tensor) -> bool:
 
 
 def alike(members: Iterable[Member]) -> Iterator[tuple[torch.device, bool, list[Member]]]:
-    """Yield (device, whether all are plain tensors, members) for members of the same device and dtypes."""
+    """Yield (device, whether all are plain tensors, members) for members of the same device and dtypes.
+
+    Plain are parameters and gradients of no subclass whose numbers every kernel knows.
+    """
     sorted_out: dict[Any, list[Member]] = {}
     for member in members:
-        native = is_native(member.p)
-        key = (member.p.device, native, member.p.dtype, member.grad.dtype)
+        p, grad = member.p, member.grad
+        native = is_native(p) and is_native(grad)
+        if grad.dtype != p.dtype:
+            native = native and grad.dtype in STATE_DTYPE and grad.is_complex() == p.is_complex()
+        # A model may have been given another dtype when some of its parameters had moments.
+        key = (p.device, native, p.dtype, grad.dtype, *[moment.dtype for moment in member.moments])
         sorted_out.setdefault(key, []).append(member)
-    for (device, native, _, _), some in sorted_out.items():
+    for (device, native, *_), some in sorted_out.items():
         yield device, native, some
 
 

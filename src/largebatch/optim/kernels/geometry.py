@@ -46,28 +46,61 @@ def geometry(shape: tuple[int, ...], strides: tuple[Strides | None, ...]) -> tup
     return (len(sizes), *sizes, *flat)
 
 
+@functools.lru_cache(maxsize=4096)
+def _overlaps(shape: tuple[int, ...], strides: Strides) -> bool:
+    """Return whether several elements of a tensor are one place in memory."""
+    reach = 0  # of the dimensions with smaller strides
+    clear = True
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
+        clear = clear and stride > reach
+        reach += stride * (size - 1)
+    if clear:
+        return False
+    places = torch.zeros(reach + 1, dtype=torch.uint8, device="cpu")
+    return int(places.as_strided(shape, strides).fill_(1).numel()) > int(places.count_nonzero())
+
+
 def refuse_overlap(a: Tensor) -> None:
     """Refuse a tensor that is to be changed and of which several elements are one place in memory.
 
     Raises:
         RuntimeError: it is one.
     """
-    if torch._debug_has_internal_overlap(a) == 1:
+    if _overlaps(tuple(a.shape), a.stride()):
         raise RuntimeError(
             f"a tensor of shape {tuple(a.shape)} and strides {a.stride()} is to be changed, but several of its "
             "elements are one place in memory; clone it"
         )
 
 
+def _in_memory(g: Tensor) -> Tensor:
+    """Return a gradient whose numbers are in memory as they are: not lazily negated, not zeros without a place."""
+    if torch._is_zerotensor(g):
+        return torch.zeros(g.shape, dtype=g.dtype, device=g.device)
+    return g.resolve_neg() if g.is_neg() else g
+
+
 def arrays_of(layers: Layers) -> Arrays:
-    """Return the arrays of layers as they are in memory; lazily negated gradients are taken into new memory.
+    """Return the arrays of layers as they are in memory; a gradient that is not in memory is taken into it.
 
     Raises:
-        RuntimeError: the weights are lazily negated.
+        RuntimeError: the weights are lazily negated, or of inference mode; a gradient, moment or master has another
+            shape or device than its parameter.
     """
-    layers.g = [g.resolve_neg() if g.is_neg() else g for g in layers.g]
+    layers.g = [_in_memory(g) for g in layers.g]
     if any([x.is_neg() for x in layers.x]):  # noqa: C419 a generator takes twice the time
         raise RuntimeError("a parameter is a lazily negated view, which fused kernels cannot change; use resolve_neg()")
+    if not torch.is_inference_mode_enabled() and any([x.is_inference() for x in layers.x]):  # noqa: C419
+        raise RuntimeError("a parameter was made in inference mode and cannot be changed outside of it; clone it")
+    shapes, device = [x.shape for x in layers.x], layers.x[0].device
+    for what, arrays in (("gradient", layers.g), *layers.state.items(), ("rounded weight", layers.rounded or [])):
+        if arrays and [a.shape for a in arrays] != shapes:
+            shape, other = next((x, a.shape) for x, a in zip(shapes, arrays, strict=True) if x != a.shape)
+            raise RuntimeError(
+                f"the {what} of a parameter of shape {tuple(shape)} has the shape {tuple(other)}; they must be the same"
+            )
+        if any([a.device != device for a in arrays]):  # noqa: C419
+            raise RuntimeError(f"the {what} of a parameter on {device} is on another device; they must be the same")
     first, second = [*layers.state.values(), [], []][:2]
     return layers.x, layers.g, first, second, layers.rounded
 
