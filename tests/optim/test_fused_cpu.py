@@ -439,7 +439,7 @@ def test_a_subclass_of_tensor_is_refused() -> None:
     x = torch.ones(2).as_subclass(Marked).requires_grad_()
     x.grad = torch.ones(2)
     optimizer = LAMB([x], fused=True)
-    with pytest.raises(RuntimeError, match="fused=True: a subclass of Tensor"):
+    with pytest.raises(RuntimeError, match=r"fused=True: .* subclass of Tensor"):
         optimizer.step()
 
 

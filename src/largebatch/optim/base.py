@@ -138,7 +138,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
                     params[i],
                     grads[i],
                     steps[i] if steps else None,
-                    masters[i] if self._has_master(params[i], options) else None,
+                    masters[i] if masters[i] is not params[i] else None,
                     tuple([moment[i] for moment in moments]),
                 )
                 for i, number in enumerate(numbers)

@@ -50,13 +50,14 @@ def alike(members: Iterable[Member]) -> Iterator[tuple[torch.device, bool, list[
     sorted_out: dict[Any, list[Member]] = {}
     for member in members:
         p, grad = member.p, member.grad
-        native = is_native(p) and is_native(grad)
-        if grad.dtype != p.dtype:
-            native = native and grad.dtype in STATE_DTYPE and grad.is_complex() == p.is_complex()
         # A model may have been given another dtype when some of its parameters had moments.
-        key = (p.device, native, p.dtype, grad.dtype, *[moment.dtype for moment in member.moments])
-        sorted_out.setdefault(key, []).append(member)
-    for (device, native, *_), some in sorted_out.items():
+        dtypes = (p.dtype, grad.dtype, *[moment.dtype for moment in member.moments])
+        sorted_out.setdefault((p.device, type(p), type(grad), dtypes), []).append(member)
+    for (device, _, _, dtypes), some in sorted_out.items():
+        p, grad = some[0].p, some[0].grad
+        native = is_native(p) and is_native(grad)
+        if dtypes[0] != dtypes[1]:
+            native = native and dtypes[1] in STATE_DTYPE and grad.is_complex() == p.is_complex()
         yield device, native, some
 
 

@@ -190,16 +190,23 @@ class StatefulOptimizer(Optimizer, ABC):
             if other is group:
                 break
             number += len(other["params"])
+        counts, keys = self._counts_steps, self._moments_of(options)
+        complete = {*keys, "step"} if counts else {*keys}
         for p in group["params"]:
-            if p.grad is not None:
-                state = self._state_of(p, options)
+            grad = p.grad
+            if grad is not None:
+                state = self.state[p]
+                # Most steps find all there; what is in doubt is looked at more closely.
+                there = state.keys() == complete and not self._has_master(p, options)
+                if not there or (counts and not (p.is_cpu and state["step"].is_cpu)):
+                    state = self._state_of(p, options)
                 numbers.append(number)
                 params.append(p)
-                grads.append(p.grad)
-                if self._counts_steps:
+                grads.append(grad)
+                if counts:
                     steps.append(state["step"])
                 masters.append(state.get("master", p))
-                for key, values in zip(self._moments_of(options), moments, strict=True):
+                for key, values in zip(keys, moments, strict=True):
                     values.append(state[key])
             number += 1
         return group.get("capturable")
