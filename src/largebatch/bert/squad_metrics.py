@@ -1,0 +1,107 @@
+"""Exact match and F1 of answers to SQuAD's questions, v1.1 and v2, by the rules of the official evaluations.
+
+An answer is compared after normalisation: lower case, without punctuation (ASCII), without the words a, an and the,
+with single spaces. With ``c`` words in common (counted as often as both have them), ``p`` words predicted and ``g`` in
+the annotated answer:
+
+    exact match = 1 if the normalised texts are equal, else 0
+    F1 = 2 * P * R / (P + R),  P = c / p,  R = c / g;  0 if c = 0
+
+A question counts by the best of its annotated answers. In v2 a question may have none: then the empty text is right,
+and where either side has no words, F1 is 1 if both have none, else 0. Answers in v2 that are nothing once normalised
+are not considered. Both are means over all questions, in percent; a question that is not answered counts 0.
+The official evaluation of v2 leaves unanswered questions out of its means instead.
+
+Source: Rajpurkar et al., arXiv 1606.05250, section 6.1, and arXiv 1806.03822, section 2.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from largebatch.errors import InputError
+
+_PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+
+
+def normalise(text: str) -> str:
+    """Return an answer as answers are compared."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def evaluate(dataset: Mapping[str, Any], predictions: Mapping[str, str]) -> dict[str, float]:
+    """Return the scores of predicted answers.
+
+    Args:
+        dataset: SQuAD's JSON as it is read: ``{"data": [{"paragraphs": [{"context", "qas": [{"id", "answers":
+            [{"text"}]}]}]}]}``. It is taken as v2 if any question says whether it ``is_impossible``.
+        predictions: the text of the answer for each id; empty for none. Ids that the data set lacks are passed over.
+
+    Returns:
+        ``{"exact_match": ..., "f1": ...}``, in percent, means over all questions; a missing id counts as wrong.
+
+    Raises:
+        InputError: the data set has no question or not this form; a question of v1.1 has no answer; two have one id; a
+            prediction is not text.
+    """
+    questions = list(_questions(dataset))
+    may_be_impossible = any("is_impossible" in question for question in questions)
+    exact = f1 = 0.0
+    seen: set[str] = set()
+    for question in questions:
+        name = question["id"]
+        if name in seen:
+            raise InputError(f"two questions of the data set have the id {name!r}; ids must differ")
+        seen.add(name)
+        annotated = [normalise(answer) for answer in _answers(question)]
+        if may_be_impossible:
+            annotated = [answer for answer in annotated if answer] or [""]
+        elif not annotated:
+            raise InputError(f"question {name!r} has no answers, which only SQuAD v2 allows (with is_impossible)")
+        if name not in predictions:
+            continue
+        predicted = predictions[name]
+        if not isinstance(predicted, str):
+            raise InputError(f"the prediction for {name!r} is {predicted!r}; it must be text, empty for no answer")
+        predicted = normalise(predicted)
+        exact += max(predicted == answer for answer in annotated)
+        f1 += max(_f1(predicted, answer, alike_if_empty=may_be_impossible) for answer in annotated)
+    if not seen:
+        raise InputError("the data set has no questions; there must be at least one")
+    return {"exact_match": 100 * exact / len(seen), "f1": 100 * f1 / len(seen)}
+
+
+def _questions(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    try:
+        for article in dataset["data"]:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    if not isinstance(question["id"], str):
+                        raise InputError(f"a question of the data set has the id {question['id']!r}; it must be text")
+                    yield question
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"the data set is not of SQuAD's form, data > paragraphs > qas > id: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _answers(question: Mapping[str, Any]) -> list[str]:
+    try:
+        texts = [answer["text"] for answer in question.get("answers", ())]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"question {question['id']!r} has an answer without text") from error
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"question {question['id']!r} has an answer without text")
+    return texts
+
+
+def _f1(predicted: str, annotated: str, *, alike_if_empty: bool) -> float:
+    """Return F1 of the words of two normalised texts."""
+    ours, theirs = predicted.split(), annotated.split()
+    if alike_if_empty and not (ours and theirs):
+        return float(ours == theirs)
+    common = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * common / (len(ours) + len(theirs)) if common else 0.0
