@@ -1,0 +1,169 @@
+"""SQuAD's questions, v1.1 and v2, from the official JSON; what is wrong with one is told with its id.
+
+Positions count characters (code points), as the official files do. An answer that is not where it is said to be is
+taken where it stands nearest to that: files written by programs that count in UTF-16 are off by one for each character
+outside the basic plane.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from largebatch.errors import InputError
+from largebatch.text.files import FileContent, list_files
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An annotated answer: ``context[start : start + len(text)] == text``."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about a context."""
+
+    id: str
+    text: str
+    context: str
+    answers: tuple[Answer, ...]
+    """Empty where the context has none, which only v2 allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a question, and what was done."""
+
+    id: str
+    """The question's id; where it has none, its place in the file."""
+    what: str
+    kept: bool
+    """Whether the question is used all the same."""
+
+
+class _Unusable(Exception):
+    pass
+
+
+def read_questions(source: str) -> tuple[list[Question], list[Problem]]:
+    """Read a file, plain or compressed, at a path or an fsspec URL.
+
+    Raises:
+        InputError: there is no such file, it is torn or no JSON of SQuAD's form, or has no usable question.
+    """
+    files = list_files(source, frozenset({".json"}))
+    if len(files) != 1:
+        raise InputError(f"{source} has {len(files)} JSON files; give the one that holds the questions")
+    blocks: list[bytes] = []
+    with FileContent(files[0]) as content:
+        while block := content.read(1 << 20):
+            blocks.append(block)
+    try:
+        dataset = json.loads(b"".join(blocks))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source} is not JSON: {error}") from None
+    try:
+        return questions_of(dataset)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def questions_of(dataset: Mapping[str, Any]) -> tuple[list[Question], list[Problem]]:
+    """Return the questions of a data set in SQuAD's form, in its order, and what is wrong with some.
+
+    A question is left out if it has no id or that of an earlier one, no text, an empty context, or no answer that
+    stands in the context although it should have one.
+
+    Raises:
+        InputError: the data set has not that form, or no usable question.
+    """
+    questions: list[Question] = []
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    for place, context, entry in _entries(dataset):
+        name = entry.get("id") if isinstance(entry, Mapping) else None
+        shown = name if isinstance(name, str) and name else place
+        told: list[str] = []
+        try:
+            question = _question(entry, context, told)
+            if question.id in seen:
+                raise _Unusable("another question before it has this id")
+        except _Unusable as error:
+            problems += [Problem(shown, what, False) for what in (*told, str(error))]
+            continue
+        problems += [Problem(shown, what, True) for what in told]
+        seen.add(question.id)
+        questions.append(question)
+    if not questions:
+        why = f"; the first: {problems[0].id}: {problems[0].what}" if problems else ""
+        raise InputError(f"there is no usable question among {len({problem.id for problem in problems})}{why}")
+    return questions, problems
+
+
+def _entries(dataset: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (place in the file, context, entry) for each question."""
+    try:
+        for i, article in enumerate(_list(dataset["data"])):
+            for j, paragraph in enumerate(_list(article["paragraphs"])):
+                for k, entry in enumerate(_list(paragraph["qas"])):
+                    yield f"data[{i}].paragraphs[{j}].qas[{k}]", paragraph.get("context"), entry
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the data is not of SQuAD's form, data > paragraphs > qas: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"a list is wanted, not {type(value).__name__}")
+    return value
+
+
+def _question(entry: Any, context: Any, told: list[str]) -> Question:
+    """Return a question, and append what is wrong with its answers."""
+    if not isinstance(entry, Mapping):
+        raise _Unusable(f"it is {type(entry).__name__}, not an object")
+    name, text = entry.get("id"), entry.get("question")
+    if not isinstance(name, str) or not name:
+        raise _Unusable(f"its id is {name!r}, not text")
+    if not isinstance(context, str) or not context.strip():
+        raise _Unusable("its context is empty")
+    if not isinstance(text, str) or not text.strip():
+        raise _Unusable("the question is empty")
+    if entry.get("is_impossible"):
+        return Question(name, text, context, ())
+    annotated = entry.get("answers")
+    if not isinstance(annotated, list) or not annotated:
+        raise _Unusable("it has no answers")
+    answers = [found for answer in annotated if (found := _answer(answer, context, told)) is not None]
+    if not answers:
+        raise _Unusable("none of its answers can be used")
+    return Question(name, text, context, tuple(answers))
+
+
+def _answer(answer: Any, context: str, told: list[str]) -> Answer | None:
+    text = answer.get("text") if isinstance(answer, Mapping) else None
+    if not isinstance(text, str) or not text.strip():
+        told.append("an answer has no text")
+        return None
+    given = answer.get("answer_start")
+    start = given if isinstance(given, int) and not isinstance(given, bool) else 0
+    if start >= 0 and given == start and context.startswith(text, start):
+        return Answer(text, start)
+    places, at = [], context.find(text)
+    while at >= 0:
+        places.append(at)
+        at = context.find(text, at + 1)
+    if not places:
+        told.append(f"the answer {_shortened(text)} is not in the context")
+        return None
+    nearest = min(places, key=lambda place: abs(place - start))
+    told.append(f"the answer {_shortened(text)} is not at {given!r}; taken at {nearest}")
+    return Answer(text, nearest)
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")
