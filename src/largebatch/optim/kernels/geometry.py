@@ -49,13 +49,14 @@ def geometry(shape: tuple[int, ...], strides: tuple[Strides | None, ...]) -> tup
 @functools.lru_cache(maxsize=4096)
 def _overlaps(shape: tuple[int, ...], strides: Strides) -> bool:
     """Return whether several elements of a tensor are one place in memory."""
+    steps = sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1)
     reach = 0  # of the dimensions with smaller strides
     clear = True
-    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
+    for stride, size in steps:
         clear = clear and stride > reach
         reach += stride * (size - 1)
-    if clear:
-        return False
+    if clear or steps[0][0] == 0:
+        return not clear
     places = torch.zeros(reach + 1, dtype=torch.uint8, device="cpu")
     return int(places.as_strided(shape, strides).fill_(1).numel()) > int(places.count_nonzero())
 
