@@ -58,9 +58,8 @@ def test_equal_to_torchmetrics() -> None:
     chosen = random.Random(3)
     words = ["the", "an", "red", "Red.", "house", "ten", "10", "(sic)", "théâtre", "U.S.", "-"]
 
-    def text() -> (
-        str
-    ):  # never without words: torchmetrics takes two of these for alike, the official evaluation does not
+    # Never without words: torchmetrics takes two of these for alike, the official evaluation does not.
+    def text() -> str:
         return " ".join(["tree", *chosen.choices(words, k=chosen.randint(0, 4))][:: chosen.choice([1, -1])])
 
     texts = {str(i): [text() for _ in range(4)] for i in range(300)}

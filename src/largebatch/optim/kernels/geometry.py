@@ -89,9 +89,9 @@ def arrays_of(layers: Layers) -> Arrays:
             shape or device than its parameter.
     """
     layers.g = [_in_memory(g) for g in layers.g]
-    if any([x.is_neg() for x in layers.x]):  # noqa: C419 a generator takes twice the time
+    if any(map(Tensor.is_neg, layers.x)):
         raise RuntimeError("a parameter is a lazily negated view, which fused kernels cannot change; use resolve_neg()")
-    if not torch.is_inference_mode_enabled() and any([x.is_inference() for x in layers.x]):  # noqa: C419
+    if not torch.is_inference_mode_enabled() and any(map(Tensor.is_inference, layers.x)):
         raise RuntimeError("a parameter was made in inference mode and cannot be changed outside of it; clone it")
     shapes, device = [x.shape for x in layers.x], layers.x[0].device
     for what, arrays in (("gradient", layers.g), *layers.state.items(), ("rounded weight", layers.rounded or [])):
@@ -100,7 +100,7 @@ def arrays_of(layers: Layers) -> Arrays:
             raise RuntimeError(
                 f"the {what} of a parameter of shape {tuple(shape)} has the shape {tuple(other)}; they must be the same"
             )
-        if any([a.device != device for a in arrays]):  # noqa: C419
+        if {a.device for a in arrays} - {device}:
             raise RuntimeError(f"the {what} of a parameter on {device} is on another device; they must be the same")
     first, second = [*layers.state.values(), [], []][:2]
     return layers.x, layers.g, first, second, layers.rounded
