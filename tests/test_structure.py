@@ -29,8 +29,10 @@ ALLOWED: dict[str, list[str]] = {
     "report": [*PURE, "train"],
     "command_line": ["errors"],
     "prepare_display": ["text"],
+    "predict": ["errors", "bert"],
+    "whole_way": ["errors", "text", "bert", "train", "recipes", "prepare_display"],
     "recipes": [*PURE, "optim", "text", "bert", "train", "report", "command_line"],
-    "cli": [*PURE, "text", "train", "report", "recipes", "command_line", "prepare_display"],
+    "cli": [*PURE, "text", "train", "report", "recipes", "command_line", "prepare_display", "predict", "whole_way"],
     "__main__": ["cli"],
     "__init__": ["optim"],
 }

@@ -1,4 +1,4 @@
-"""The command line: prepare, train, scale, report, recipes.
+"""The command line: prepare, train, predict, scale, report, recipes.
 
 Exit codes: 0 done; 1 a run that diverged; 2 the user's error or the machine's refusal, in one line; 75 stopped by
 SIGTERM or SIGINT after a checkpoint was written, so that the same command with ``--resume`` goes on; 130 interrupted.
@@ -8,9 +8,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from largebatch.command_line import nearest, parse, parse_known
 from largebatch.errors import InputError
@@ -21,12 +21,13 @@ usage: largebatch VERB ...
 
   prepare --source S --out FOLDER       text to token shards: documents, sentences, a vocabulary, a held-out part
   train RECIPE [--out FOLDER] ...       run a recipe; --resume goes on, --dry-run only counts; many ranks by torchrun
+  predict MODEL ...                     answer SQuAD's questions, or one, with a fine-tuned model
   scale MODEL [--batch N]               learning rate, warm-up and steps for a batch, with their sources
   report FOLDER                         write the page of a run
   recipes                               list the recipes
 
 The options of each are listed by: largebatch prepare --help, largebatch train RECIPE --help,
-largebatch scale MODEL --help, largebatch report FOLDER --help."""
+largebatch predict MODEL --help, largebatch scale MODEL --help, largebatch report FOLDER --help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,10 @@ class TrainOptions:
 
 TRAIN_HELP = """
 --out FOLDER (default: runs/RECIPE), --resume to go on from its newest checkpoint,
---dry-run to print steps, tokens, rates, memory and expected time only"""
+--dry-run to print steps, tokens, rates, memory and expected time only;
+after a pre-training of BERT: --squad-train FILE --squad-dev FILE to fine-tune on SQuAD, with --squad-seeds (5),
+--squad-batch (32), --squad-epochs (2), --squad-lr (3e-5), --squad-train-questions, --squad-dev-questions,
+--squad-sequence-length; before it: --source TEXT to prepare the corpus"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,23 +144,46 @@ def _prepare(arguments: Sequence[str]) -> int:
 def _train(arguments: Sequence[str]) -> int:
     name, rest = _subject(arguments, "train", "the name of a recipe")
     from largebatch.recipes.catalogue import build_run
+    from largebatch.report.run_page import write_report
     from largebatch.train.distributed import join_world
     from largebatch.train.dry_run import describe
     from largebatch.train.loop import Diverged, Outcome, Training
     from largebatch.train.observers import Display, TensorBoard
+    from largebatch.train.run import Run
+    from largebatch.train.run_record import Origin
+    from largebatch.whole_way import WholeWay, is_finished
 
-    options, rest = parse_known(TrainOptions, rest, f"train {name}")
+    options, words = parse_known(TrainOptions, rest, f"train {name}")
+    way, rest = parse_known(WholeWay, words, f"train {name}")
     run, origin = build_run(name, rest, TRAIN_HELP)
+    way.check(run)
     folder = options.out or Path("runs") / origin.recipe_name
+    for line in way.prepare(Path(getattr(run.task, "corpus", ""))):
+        print(line)
     with join_world(run.device) as world:
-        training = Training(run, folder, world, [Display(), TensorBoard(folder / "tensorboard")], origin)
+
+        def made(run: Run[Any, Any], folder: Path, origin: Origin) -> Training:
+            return Training(run, folder, world, [Display(), TensorBoard(folder / "tensorboard")], origin)
+
+        training = made(run, folder, replace(origin, overrides=tuple(words)))
         if options.dry_run:
-            for line in describe(training):
+            for line in (*describe(training), *way.describe()):
                 if world.first:
                     print(line)
             return 0
         try:
             outcome = training.train(options.resume)
+            del training
+            for place, fine_tuning, own in way.fine_tunings(run, folder) if outcome is Outcome.DONE else ():
+                if is_finished(place):
+                    continue
+                if world.first:
+                    print(f"fine-tuning on SQuAD with seed {fine_tuning.seed}, the last is {way.squad_seeds - 1}")
+                outcome = made(fine_tuning, place, own).train(resume=(place / "run.json").is_file())
+                if world.first:
+                    write_report(place)
+                if outcome is Outcome.STOPPED:
+                    break
         except Diverged as error:
             if world.first:
                 print(f"largebatch: {error}", file=sys.stderr)
@@ -179,6 +206,16 @@ def _after_training(folder: Path, stopped: bool) -> None:
     print(f"report: {page}")
     if stopped:
         print(f"stopped and saved; the same command with --resume goes on in {folder}")
+
+
+def _predict(arguments: Sequence[str]) -> int:
+    from largebatch.predict import PredictOptions, predict
+
+    model, rest = _subject(arguments, "predict", "a folder with a fine-tuned model")
+    about = "Answer one question about a context, or all questions of a file in SQuAD's form."
+    for line in predict(model, parse(PredictOptions, rest, "predict MODEL", description=about)):
+        print(line)
+    return 0
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -246,6 +283,7 @@ def _recipes(arguments: Sequence[str]) -> int:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "prepare": _prepare,
     "train": _train,
+    "predict": _predict,
     "scale": _scale,
     "report": _report,
     "recipes": _recipes,

@@ -213,6 +213,20 @@ BERT_ROWS: tuple[PublishedRow, ...] = (
     _bert_row(16_384, 31_250, 5 / (2**0.5 * 10**3), Fraction(1, 10)),
     _bert_row(32_768, 15_625, 5 / (2**0.0 * 10**3), Fraction(1, 5)),
 )
+BERT_SQUAD_F1: dict[tuple[int, int], Figure[float]] = {
+    batches: Figure(f1, "S", f"{LAMB_PAPER}, SQuAD v1.1 dev, batch {name}")
+    for name, batches, f1 in (
+        ("512", (512, 512), 91.752),
+        ("1K", (1_024, 1_024), 91.761),
+        ("2K", (2_048, 2_048), 91.946),
+        ("4K", (4_096, 4_096), 91.137),
+        ("8K", (8_192, 8_192), 91.263),
+        ("16K", (16_384, 16_384), 91.345),
+        ("32K", (32_768, 32_768), 91.475),
+        ("64K/32K", (65_536, 32_768), 90.584),
+    )
+}
+"""BERT-Large's F1 after fine-tuning, by the batches of the two stages of its pre-training with LAMB."""
 RESNET50_ROWS: tuple[PublishedRow, ...] = (
     _resnet50_row(512, 4 / (2**3.0 * 100), Fraction(5, 16), _resnet50_steps(512)),
     _resnet50_row(1_024, 4 / (2**2.5 * 100), Fraction(5, 8), _resnet50_steps(1_024)),

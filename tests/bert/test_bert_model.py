@@ -296,14 +296,14 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 
 def _bf16_error(monkeypatch: pytest.MonkeyPatch, longest_unfused: int, batch: dict[str, Tensor]) -> tuple[str, float]:
     """Return the attention taken under autocast, and the distance of its gradients from those in float32."""
-    monkeypatch.setattr("largebatch.bert.model.LONGEST_UNFUSED", longest_unfused)
+    monkeypatch.setattr("largebatch.bert.attention.LONGEST_UNFUSED", longest_unfused)
     model, whole = random_model(config(), 1), batch_of()
     exact = gradients(model, mean_loss(model(**whole), whole))
     with torch.autocast("cpu", torch.bfloat16):
         sums = model(**batch)
     found = gradients(model, mean_loss(sums, whole))
     distance = sum(float((found[name] - exact[name]).square().sum()) for name in exact)
-    return model._attention, distance**0.5
+    return str(model.network.config._attn_implementation), distance**0.5
 
 
 def test_in_bf16_short_sequences_take_the_unfused_attention_and_it_is_as_exact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,4 +317,4 @@ def test_in_bf16_short_sequences_take_the_unfused_attention_and_it_is_as_exact(m
 def test_in_float32_the_fused_attention_is_taken() -> None:
     model = random_model(config(), 1)
     model(**batch_of())
-    assert model._attention == "sdpa"
+    assert model.network.config._attn_implementation == "sdpa"

@@ -110,5 +110,5 @@ def test_files_are_read_and_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has 3 JSON files"):
         read_questions(str(tmp_path))
     torn.write_text("[]", encoding="utf-8")
-    with pytest.raises(InputError, match=r"torn\.json: the data is not of SQuAD's form"):
+    with pytest.raises(InputError, match=r"torn\.json holds list, not a JSON object"):
         read_questions(str(torn))

@@ -1,11 +1,12 @@
 """The order of data: a bijection for each epoch, the same for any ranks and microbatches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from largebatch import counter_random
 from largebatch.errors import InputError
@@ -106,6 +107,27 @@ def test_the_cut_into_microbatches_does_not_depend_on_the_ranks() -> None:
         for ranks in (1, 2, 3)
     }
     assert firsts == {1: [0, 4], 2: [0, 4], 3: [0, 4]}
+
+
+@given(batch=st.integers(2, 60), microbatch=st.integers(1, 20), ranks=st.integers(1, 4), step=st.integers(0, 20))
+@settings(max_examples=100, deadline=None)
+def test_samples_of_a_length_are_together_and_a_step_has_the_same(
+    batch: int, microbatch: int, ranks: int, step: int
+) -> None:
+    def lengths(samples: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+        return np.array([(7 * index + 3 * epoch) % 13 for epoch, index in samples])
+
+    order = _order(batch=max(batch, ranks))
+    shares = [order.microbatches(step, microbatch, rank, ranks, lengths) for rank in range(ranks)]
+    plain = [order.microbatches(step, microbatch, rank, ranks) for rank in range(ranks)]
+    cut = [[(m.first_position, len(m.samples)) for m in share] for share in shares]
+    assert cut == [[(m.first_position, len(m.samples)) for m in share] for share in plain]
+    in_turn = [share[number] for number in range(len(shares[0])) for share in shares]
+    samples = [sample for micro in in_turn for sample in micro.samples]
+    assert sorted(samples) == sorted(order.first_samples(step, order.global_batch_samples))
+    assert (np.diff(lengths(samples)) >= 0).all()
+    first = order.first_samples(step, order.global_batch_samples)
+    assert samples == sorted(first, key=lambda sample: lengths([sample])[0]), "those of a length in their order"
 
 
 def test_an_empty_data_set_is_refused() -> None:

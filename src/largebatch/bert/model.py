@@ -5,34 +5,16 @@ pass projects every position onto the vocabulary, here only the predicted ones a
 gradients are the same, since a position without a label adds nothing to either.
 """
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from largebatch.bert import weights
+from largebatch.bert.attention import choose_attention
 from largebatch.bert.masking import IGNORED
-from largebatch.errors import InputError
-
-try:
-    from safetensors import SafetensorError
-    from transformers import BertConfig, BertForPreTraining
-    from transformers.utils import logging as transformers_logging
-except ModuleNotFoundError as error:
-    raise InputError(
-        f"BERT needs the package {error.name}, which is not installed: pip install 'largebatch[train]'"
-    ) from None
-
-_log = logging.getLogger(__name__)
-
-# The fused attention's backward pass in bf16 on a CPU takes a quarter of the demo's time. Sequences per second of
-# whole steps, unfused to fused, at 2 x 128: 1.32 at length 64, 1.30 at length 128 (AMD EPYC, AVX512-BF16, 2 threads).
-# Longer sequences were not measured; the unfused one keeps [heads, L, L] of every sequence and layer.
-LONGEST_UNFUSED = 128
+from largebatch.bert.weights import BertConfig, BertForPreTraining
 
 
 class PretrainingModel(nn.Module):
@@ -41,8 +23,6 @@ class PretrainingModel(nn.Module):
     def __init__(self, network: BertForPreTraining) -> None:
         super().__init__()
         self.network = network
-        self._attention = "sdpa"
-        network.set_attn_implementation(self._attention)
 
     def forward(
         self,
@@ -68,11 +48,7 @@ class PretrainingModel(nn.Module):
         Returns:
             "mlm" and "nsp", 0-dim and differentiable; with ``count_correct`` also "mlm_correct" and "nsp_correct".
         """
-        # Given with four dimensions the mask is taken as it is; given with two, it would be inspected on the host
-        # (a synchronisation on a GPU) and spread to [B, 1, L, L]. Attention broadcasts it.
-        mask = attention_mask[:, None, None, :]
-        if self._choose_attention(input_ids) == "eager":
-            mask = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, torch.finfo(torch.bfloat16).min)
+        mask = choose_attention(self.network, attention_mask)
         encoded = self.network.bert(input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=mask)
         heads = self.network.cls
         predicted = encoded.last_hidden_state.flatten(0, 1).index_select(0, masked_positions)
@@ -88,23 +64,13 @@ class PretrainingModel(nn.Module):
             sums["nsp_correct"] = (pair_logits.argmax(dim=-1) == next_sentence_labels).sum()
         return sums
 
-    def _choose_attention(self, input_ids: Tensor) -> str:
-        """Take the attention that is faster: in bf16 on a CPU, for short sequences, that is the unfused one."""
-        short = input_ids.shape[1] <= LONGEST_UNFUSED
-        unfused = short and input_ids.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        wanted = "eager" if unfused else "sdpa"
-        if wanted != self._attention:
-            self.network.set_attn_implementation(wanted)
-            self._attention = wanted
-        return wanted
-
 
 def random_model(config: BertConfig, seed: int) -> PretrainingModel:
     """Return a float32 model on the CPU with BERT's initial weights (normal, sigma 0.02), the same for a seed.
 
     The state of PyTorch's global generator is left as it was.
     """
-    with _seeded(seed):
+    with weights.seeded(seed):
         network = BertForPreTraining._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
     return PretrainingModel(network)
 
@@ -112,42 +78,13 @@ def random_model(config: BertConfig, seed: int) -> PretrainingModel:
 def pretrained_model(folder: Path, seed: int, *, dropout: float, attention_dropout: float) -> PretrainingModel:
     """Return a model in float32 on the CPU with the configuration and weights of a Hugging Face folder.
 
-    The folder may hold any model with a BERT encoder: ``BertForPreTraining``, ``BertForMaskedLM``, ``BertModel``.
-    Heads that it lacks start at random as in ``random_model``, and one line of the log names them.
-
-    Raises:
-        InputError: if the weights cannot be read, or parts of the encoder are missing.
+    See `weights.load`, which also says what it raises.
     """
-    try:
-        with _seeded(seed), _quiet():
-            loaded: Any = BertForPreTraining.from_pretrained(
-                folder,
-                hidden_dropout_prob=dropout,
-                attention_probs_dropout_prob=attention_dropout,
-                is_decoder=False,
-                attn_implementation="sdpa",
-                dtype=torch.float32,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,  # reported below
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"init_from {folder} cannot be loaded: {' '.join(str(error).split())}") from None
-    network, found = loaded
-    if found["mismatched_keys"]:
-        name, theirs, ours = min(found["mismatched_keys"])
-        raise InputError(
-            f"init_from {folder}: {name} has the shape {tuple(theirs)}, by its config.json it should be {tuple(ours)}"
-        )
-    missing = sorted(found["missing_keys"])
-    lost = [name for name in missing if name.startswith("bert.") and not name.startswith("bert.pooler.")]
-    if lost:
-        raise InputError(f"init_from {folder} is not a BERT encoder: it has no weights for {', '.join(lost[:3])}")
-    if missing:
-        heads = sorted({".".join(name.split(".")[:2]) for name in missing})
-        _log.warning("init_from %s has no weights for %s: they start at random", folder, ", ".join(heads))
+    network: BertForPreTraining = weights.load(
+        BertForPreTraining, folder, seed, dropout=dropout, attention_dropout=attention_dropout
+    )
     network.tie_weights()
-    return PretrainingModel(network.train())
+    return PretrainingModel(network)
 
 
 def save(model: nn.Module, folder: Path) -> None:
@@ -157,33 +94,4 @@ def save(model: nn.Module, folder: Path) -> None:
         InputError: if the disk does not take it.
     """
     inner = next(module for module in model.modules() if isinstance(module, PretrainingModel))
-    try:
-        with _quiet():
-            inner.network.save_pretrained(folder)
-    except SafetensorError as error:  # which hides the operating system's error in its text
-        raise InputError(f"the model could not be written to {folder}: {error}") from error
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's generator, from which new weights are drawn, and restore it afterwards."""
-    state = torch.get_rng_state()
-    try:
-        torch.default_generator.manual_seed(seed)
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from drawing progress bars and tables of missing weights, which are reported here."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    weights.save(inner.network, folder)

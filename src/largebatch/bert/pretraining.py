@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +16,13 @@ from largebatch.bert import dataset, starting_weights
 from largebatch.bert.dataset import MaskedPair, MaskedPairs
 from largebatch.bert.masking import IGNORED, Masking
 from largebatch.bert.pairs import SHORTEST_SEQUENCE, SentencePairs
+from largebatch.bert.tokenizer_files import copy_tokenizer
 from largebatch.errors import InputError
 from largebatch.text.shards import DocumentStore, PreparedCorpus
 
 if TYPE_CHECKING:
     from transformers import BertConfig
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 _HELD_OUT_SEED = 0
 
 
@@ -229,9 +228,7 @@ class BertPretraining:
         from largebatch.bert.model import save
 
         save(model, folder)
-        for name in _TOKENIZER_FILES:
-            if (self._corpus.folder / name).is_file():
-                shutil.copyfile(self._corpus.folder / name, folder / name)
+        copy_tokenizer(self._corpus.folder, folder)
 
     @cached_property
     def _corpus(self) -> PreparedCorpus:

@@ -18,7 +18,7 @@ Source: Rajpurkar et al., arXiv 1606.05250, section 6.1, and arXiv 1806.03822, s
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from largebatch.errors import InputError
@@ -56,22 +56,35 @@ def evaluate(dataset: Mapping[str, Any], predictions: Mapping[str, str]) -> dict
         if name in seen:
             raise InputError(f"two questions of the data set have the id {name!r}; ids must differ")
         seen.add(name)
-        annotated = [normalise(answer) for answer in _answers(question)]
-        if may_be_impossible:
-            annotated = [answer for answer in annotated if answer] or [""]
-        elif not annotated:
+        annotated = _answers(question)
+        if not may_be_impossible and not annotated:
             raise InputError(f"question {name!r} has no answers, which only SQuAD v2 allows (with is_impossible)")
         if name not in predictions:
             continue
         predicted = predictions[name]
         if not isinstance(predicted, str):
             raise InputError(f"the prediction for {name!r} is {predicted!r}; it must be text, empty for no answer")
-        predicted = normalise(predicted)
-        exact += max(predicted == answer for answer in annotated)
-        f1 += max(_f1(predicted, answer, alike_if_empty=may_be_impossible) for answer in annotated)
+        found = scores(annotated, predicted, may_be_impossible=may_be_impossible)
+        exact, f1 = exact + found[0], f1 + found[1]
     if not seen:
         raise InputError("the data set has no questions; there must be at least one")
     return {"exact_match": 100 * exact / len(seen), "f1": 100 * f1 / len(seen)}
+
+
+def scores(annotated: Sequence[str], predicted: str, *, may_be_impossible: bool) -> tuple[float, float]:
+    """Return exact match and F1, from 0 to 1, of an answer to one question.
+
+    Args:
+        annotated: its answers; there may be none in v2.
+        predicted: the answer to be judged, empty for none.
+        may_be_impossible: whether it is a question of v2.
+    """
+    right = [normalise(answer) for answer in annotated]
+    if may_be_impossible:
+        right = [answer for answer in right if answer] or [""]
+    predicted = normalise(predicted)
+    exact = max(predicted == answer for answer in right)
+    return float(exact), max(_f1(predicted, answer, alike_if_empty=may_be_impossible) for answer in right)
 
 
 def _questions(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

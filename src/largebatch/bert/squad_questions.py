@@ -5,13 +5,12 @@ taken where it stands nearest to that: files written by programs that count in U
 outside the basic plane.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from largebatch.bert.squad_source import read_dataset
 from largebatch.errors import InputError
-from largebatch.text.files import FileContent, list_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +47,24 @@ class _Unusable(Exception):
     pass
 
 
-def read_questions(source: str) -> tuple[list[Question], list[Problem]]:
-    """Read a file, plain or compressed, at a path or an fsspec URL.
+def read_questions(source: str, split: str = "train") -> tuple[list[Question], list[Problem]]:
+    """Read the questions of a source, see `squad_source.read_dataset`, in its order, and what is wrong with some.
 
     Raises:
-        InputError: there is no such file, it is torn or no JSON of SQuAD's form, or has no usable question.
+        InputError: there is no such source, it is torn or not of SQuAD's form, or has no usable question.
     """
-    files = list_files(source, frozenset({".json"}))
-    if len(files) != 1:
-        raise InputError(f"{source} has {len(files)} JSON files; give the one that holds the questions")
-    blocks: list[bytes] = []
-    with FileContent(files[0]) as content:
-        while block := content.read(1 << 20):
-            blocks.append(block)
-    try:
-        dataset = json.loads(b"".join(blocks))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source} is not JSON: {error}") from None
+    dataset = read_dataset(source, split)
     try:
         return questions_of(dataset)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
 
-def questions_of(dataset: Mapping[str, Any]) -> tuple[list[Question], list[Problem]]:
+def questions_of(dataset: Mapping[str, Any], *, answers_needed: bool = True) -> tuple[list[Question], list[Problem]]:
     """Return the questions of a data set in SQuAD's form, in its order, and what is wrong with some.
 
     A question is left out if it has no id or that of an earlier one, no text, an empty context, or no answer that
-    stands in the context although it should have one.
+    stands in the context although it should have one, unless they are not needed.
 
     Raises:
         InputError: the data set has not that form, or no usable question.
@@ -88,7 +77,7 @@ def questions_of(dataset: Mapping[str, Any]) -> tuple[list[Question], list[Probl
         shown = name if isinstance(name, str) and name else place
         told: list[str] = []
         try:
-            question = _question(entry, context, told)
+            question = _question(entry, context, told, answers_needed)
             if question.id in seen:
                 raise _Unusable("another question before it has this id")
         except _Unusable as error:
@@ -122,7 +111,7 @@ def _list(value: Any) -> list[Any]:
     return value
 
 
-def _question(entry: Any, context: Any, told: list[str]) -> Question:
+def _question(entry: Any, context: Any, told: list[str], answers_needed: bool) -> Question:
     """Return a question, and append what is wrong with its answers."""
     if not isinstance(entry, Mapping):
         raise _Unusable(f"it is {type(entry).__name__}, not an object")
@@ -136,10 +125,12 @@ def _question(entry: Any, context: Any, told: list[str]) -> Question:
     if entry.get("is_impossible"):
         return Question(name, text, context, ())
     annotated = entry.get("answers")
+    if not annotated and not answers_needed:
+        return Question(name, text, context, ())
     if not isinstance(annotated, list) or not annotated:
         raise _Unusable("it has no answers")
     answers = [found for answer in annotated if (found := _answer(answer, context, told)) is not None]
-    if not answers:
+    if not answers and answers_needed:
         raise _Unusable("none of its answers can be used")
     return Question(name, text, context, tuple(answers))
 

@@ -24,6 +24,7 @@ RECIPES: dict[str, str] = {
     "bert-large": "largebatch.recipes.bert:bert_large",
     "bert-large-mixed": "largebatch.recipes.bert:bert_large_mixed",
     "bert-large-nvidia": "largebatch.recipes.bert:bert_large_nvidia",
+    "squad": "largebatch.recipes.squad:squad",
 }
 
 

@@ -1,6 +1,7 @@
 """Optimizers as choices of a run: frozen options that the command line can override, and that build for a model."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -28,6 +29,39 @@ class Lamb:
         """Return LAMB over the model's parameters, by name; the loop sets the learning rate before each step."""
         return LAMB(
             layer_groups(model, weight_decay=self.weight_decay),
+            lr=0.0,
+            betas=self.betas,
+            eps=self.eps,
+            bias_correction=self.bias_correction,
+            max_grad_norm=self.max_grad_norm,
+            foreach=self.foreach,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adamw:
+    """AdamW: LAMB's moments and direction, all trust ratios at 1. Matrices decay, biases and norm layers do not."""
+
+    name: ClassVar[str] = "AdamW"
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the first and second moment; a stage may have its own."""
+    eps: float = 1e-6
+    """Added to the root of the second moment, outside the root."""
+    weight_decay: float = 0.01
+    """Decoupled decay."""
+    bias_correction: bool = True
+    """Correct the moments for their start at zero; BERT's own fine-tuning did not."""
+    max_grad_norm: float | None = 1.0
+    """Clip the global l2 norm of the gradient to this; None switches it off."""
+    foreach: bool | None = None
+    """Update many tensors in one operation; None takes what is faster."""
+
+    def build(self, model: nn.Module) -> LAMB:
+        """Return the optimizer over the model's parameters, by name; the loop sets the rate before each step."""
+        groups: Any = layer_groups(model, weight_decay=self.weight_decay)
+        return LAMB(
+            [{**group, "adapt": False} for group in groups],
             lr=0.0,
             betas=self.betas,
             eps=self.eps,

@@ -20,8 +20,13 @@ NAMES: dict[str, tuple[str, Colour, Style]] = {
     "nsp_accuracy": ("next sentence", "green", "dots"),
     "nsp_majority_accuracy": ("commoner answer", "green", "dashed"),
     "nsp_loss": ("next sentence", "green", "dots"),
+    "f1": ("F1", "blue", "dots"),
+    "exact_match": ("exact match", "purple", "dots"),
+    "answerable_f1": ("F1 of those with an answer", "green", "dots"),
+    "unanswerable_exact_match": ("right where there is none", "orange", "dots"),
 }
 """Metric -> (what the legend calls it, colour, style); a metric that is not listed takes its own name."""
+_ANSWERS = ("f1", "exact_match", "answerable_f1", "unanswerable_exact_match")
 
 
 def _measured(run: RunFolder, name: str) -> Numbers:
@@ -90,7 +95,12 @@ def held_out_charts(run: RunFolder) -> list[Chart]:
     known = [*NAMES, *sorted(measured - set(NAMES))]
     accuracies = tuple(name for name in known if name in measured and "accuracy" in name)
     charts = [_masked_token_chart(run, "unigram_loss" in measured)] if "mlm_loss" in measured else []
-    return [*charts, _accuracy_chart(run, accuracies)] if accuracies else charts
+    if accuracies:
+        charts.append(_accuracy_chart(run, accuracies))
+    answers = tuple(name for name in _ANSWERS if name in measured)
+    if answers:
+        charts.append(_answer_chart(run, answers))
+    return charts
 
 
 def _legend_name(metric: str) -> str:
@@ -112,6 +122,21 @@ def _masked_token_chart(run: RunFolder, with_unigram: bool) -> Chart:
         caption=caption,
         series=evaluation_series(run, names),
         table=_evaluation_table(run, names, tuple(_legend_name(name) for name in names)),
+    )
+
+
+def _answer_chart(run: RunFolder, names: tuple[str, ...]) -> Chart:
+    last = run.evaluations[-1]
+    shown = tuple(_legend_name(name) for name in names)
+    ends = [f"{text} {last.metrics.get(name, math.nan):.2f}" for text, name in zip(shown, names, strict=True)]
+    return Chart(
+        identifier="held-out-answers",
+        title="Answers to held-out questions",
+        unit="percent",
+        caption=f"After step {last.step:,}: {wording.listed(ends)}.",
+        series=evaluation_series(run, names),
+        table=_evaluation_table(run, names, shown),
+        from_zero=True,
     )
 
 

@@ -1,7 +1,6 @@
 """The report of one run: a single HTML file that needs no network, no server and no other file."""
 
 import os
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ import numpy as np
 from largebatch.errors import InputError
 from largebatch.report import configuration, summary
 from largebatch.report.charts import Chart, Table
+from largebatch.report.fine_tuned import FineTuned
 from largebatch.report.heat_map import CIVIDIS, HeatMap, heat_map
 from largebatch.report.held_out_charts import held_out_charts
 from largebatch.report.markup import Markup, asset, element, join, plot_text, script_data
 from largebatch.report.run_folder import RunFolder
+from largebatch.report.tables import table
 from largebatch.report.training_charts import training_charts
 
 # The page may run what stands in it and fetch nothing at all; data: and blob: are Plotly's own pictures.
@@ -65,8 +66,9 @@ def render(run: RunFolder) -> str:
         element("title", f"{name} · largebatch report"),
         asset("style", _asset_text("page.css")),
     )
+    fine_tuned = FineTuned.read(run)
     sections = [
-        _head(run, name),
+        _head(run, name, fine_tuned),
         _axis_choice() if charts or ratios else None,
         _section(
             "held-out",
@@ -74,6 +76,7 @@ def render(run: RunFolder) -> str:
             "Measured on data that was kept out of training.",
             _charts(held_out),
         ),
+        _fine_tuned(fine_tuned) if fine_tuned else None,
         _section(
             "training",
             "How it trained",
@@ -129,7 +132,7 @@ def _data(run: RunFolder, charts: list[Chart], ratios: HeatMap | None) -> dict[s
 # --- the head ---------------------------------------------------------------------------------------
 
 
-def _head(run: RunFolder, name: str) -> Markup:
+def _head(run: RunFolder, name: str, fine_tuned: FineTuned | None) -> Markup:
     state = "done" if summary.is_complete(run) else "open"
     return element(
         "header",
@@ -137,6 +140,7 @@ def _head(run: RunFolder, name: str) -> Markup:
         element("h1", name),
         element("p", element("span", summary.status(run), class_=f"state {state}")),
         *(element("p", text, class_="lead") for text in summary.sentences(run)),
+        element("p", fine_tuned.sentence(), class_="lead") if fine_tuned else None,
         _comparisons(summary.comparisons(run)),
         element(
             "dl",
@@ -188,6 +192,17 @@ def _comparison(item: summary.Comparison) -> Markup:
             class_="bars",
         ),
         class_="key-figure",
+    )
+
+
+def _fine_tuned(found: FineTuned) -> Markup:
+    return element(
+        "section",
+        element("h2", "What it is good for"),
+        element("p", "SQuAD's dev questions after fine-tuning, in percent; each seed is a run below squad/."),
+        table(found.table(), "SQuAD's scores"),
+        id="fine-tuned",
+        class_="part",
     )
 
 
@@ -260,7 +275,7 @@ def _chart(chart: Chart, width: str) -> Markup:
         title=chart.title,
         unit=chart.unit,
         caption=chart.caption,
-        table=chart.table,
+        numbers=chart.table,
         height=chart.height,
         width=width,
         legend=legend,
@@ -274,7 +289,7 @@ def _heat_map(ratios: HeatMap) -> Markup:
         title="Trust ratio of each layer",
         unit="logarithmic",
         caption=" ".join([ratios.caption, *ratios.notes]),
-        table=ratios.table,
+        numbers=ratios.table,
         height=min(2_400, 62 + max(200, len(ratios.names) * row)),
         width="whole",
         legend=_colour_scale(ratios),
@@ -298,7 +313,7 @@ def _figure(
     title: str,
     unit: str,
     caption: str,
-    table: Table,
+    numbers: Table,
     height: int,
     width: str,
     legend: Markup | None,
@@ -319,39 +334,9 @@ def _figure(
         element(
             "details",
             element("summary", "Numbers", element("span", f" of {title}", class_="unseen")),
-            _table(table, f"Numbers of {title}"),
+            table(numbers, f"Numbers of {title}"),
         ),
         class_=width,
-    )
-
-
-_NUMERIC = re.compile(r"[−-]?[\d,.]+(e[+-]\d+)?( %)?|–")
-
-
-def _table(table: Table, label: str) -> Markup:
-    numeric = [all(_NUMERIC.fullmatch(cell) for cell in column) for column in zip(*table.rows, strict=True)]
-    kinds = ["number" if is_numeric else None for is_numeric in numeric]
-    titles = zip(table.header, kinds or [None] * len(table.header), strict=True)
-    return element(
-        "div",
-        element(
-            "table",
-            element("thead", element("tr", *(element("th", text, scope="col", class_=kind) for text, kind in titles))),
-            element("tbody", *(_row(row, kinds) for row in table.rows)),
-        ),
-        class_="scroll",
-        tabindex=0,
-        role="region",
-        aria_label=label,
-    )
-
-
-def _row(row: tuple[str, ...], kinds: list[str | None]) -> Markup:
-    first, *others = zip(row, kinds, strict=True)
-    return element(
-        "tr",
-        element("th", first[0], scope="row", class_=first[1]),
-        *(element("td", text, class_=kind) for text, kind in others),
     )
 
 
@@ -364,7 +349,7 @@ def _configuration(run: RunFolder) -> Markup:
         "section",
         element("h2", "Configuration"),
         element("h3", "Stages"),
-        _table(stages, "Stages"),
+        table(stages, "Stages"),
         element(
             "div",
             *(
@@ -378,7 +363,7 @@ def _configuration(run: RunFolder) -> Markup:
             class_="settings",
         ),
         element("h3", "Sessions") if sessions.rows else None,
-        _table(sessions, "Sessions") if sessions.rows else None,
+        table(sessions, "Sessions") if sessions.rows else None,
         element("h3", "Repeat this run"),
         element("pre", element("code", configuration.command(run)), tabindex=0, role="region", aria_label="Command"),
         id="configuration",

@@ -60,8 +60,8 @@ def _text(value: Any) -> str | None:
 def _what(run: RunFolder) -> str:
     task = run.record["run"].get("task")
     task = task if isinstance(task, dict) else {}
-    is_bert = "mlm" in run.train.losses
-    model = "A BERT" if is_bert else "A model"
+    terms = run.train.losses.keys()
+    model = "A BERT" if terms & {"mlm", "span"} else "A model"
     parameters = run.record.get("parameters")
     if isinstance(parameters, int):
         model += f" of {wording.rounded_count(parameters)} parameters"
@@ -69,6 +69,8 @@ def _what(run: RunFolder) -> str:
     if isinstance(layers, int) and isinstance(units, int):
         model += f" ({wording.plural(layers, 'layer')} of {units:,} units)"
     corpus = next((text for name in ("corpus", "dataset", "images", "data") if (text := _text(task.get(name)))), None)
+    if "span" in terms and (questions := _text(task.get("train"))):
+        corpus = questions
     source = f" on {Path(corpus).name or corpus}" if corpus else ""
     optimizer = _text(run.record.get("optimizer_name"))
     rule = f" with {optimizer}" if optimizer else ""
@@ -208,6 +210,11 @@ def facts(run: RunFolder) -> list[Fact]:
     found = []
     evaluation = final_evaluation(run)
     if evaluation is not None and not comparisons(run):
+        found += [
+            Fact(title=title, shown=wording.fixed(evaluation.metrics[name], 2), note="percent, held-out")
+            for title, name in (("F1", "f1"), ("Exact match", "exact_match"))
+            if name in evaluation.metrics
+        ]
         found.append(Fact(title="Held-out loss", shown=wording.fixed(evaluation.loss, 3)))
     skipped = int(np.nansum(train.skipped))
     seconds = training_seconds(run)
@@ -232,4 +239,7 @@ def terminal_lines(run: RunFolder) -> list[str]:
     lines = [f"{status(run)}. {_how_far(run) or ''}".strip()]
     for item in comparisons(run):
         lines.append(f"{item.title}: {item.shown}, {item.baseline_name} {item.baseline_shown} ({item.verdict})")
+    metrics = final_metrics(run)
+    if "f1" in metrics and "exact_match" in metrics:
+        lines.append(f"SQuAD: exact match {metrics['exact_match']:.2f}, F1 {metrics['f1']:.2f}")
     return lines

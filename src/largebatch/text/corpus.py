@@ -6,11 +6,9 @@ busy.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 from platform import python_version
 from typing import Any, Protocol
 
@@ -18,6 +16,7 @@ from largebatch.errors import InputError
 from largebatch.text import pydocs
 from largebatch.text.documents import Format, Part, Unit, as_unit, encodable, text_of, unit_bytes
 from largebatch.text.files import COMPRESSIONS, FileContent, InputFile, list_files
+from largebatch.text.hub import is_saved_dataset, one_line, open_dataset
 from largebatch.text.options import HUGGING_FACE, PYDOCS, PrepareOptions
 from largebatch.text.processes import WorkerPool
 
@@ -59,7 +58,7 @@ def open_source(options: PrepareOptions) -> Source:
         return PydocsSource()
     if source.startswith(HUGGING_FACE) and not source.startswith("hf://"):
         return DatasetSource(options, source[len(HUGGING_FACE) :])
-    if _is_saved_dataset(source):
+    if is_saved_dataset(source):
         return DatasetSource(options, source)
     return FileSource(options, list_files(source, _IN_FOLDERS))
 
@@ -176,7 +175,7 @@ class DatasetSource:
         self._name, self._field = name, options.text_field
         mode = "split" if options.sentences == "auto" else options.sentences
         self._format = Format("file", mode, options.text_field)
-        self._dataset = _load_dataset(name, options)
+        self._dataset = open_dataset(name, options.dataset_config, options.dataset_split)
         self._rows = 0
 
     def units(self, unit_size: int, pool: WorkerPool) -> Iterator[tuple[int, Unit]]:
@@ -247,35 +246,6 @@ _LAST_BOUNDARY: dict[str, Callable[[bytes], int]] = {
 }
 
 
-def _is_saved_dataset(source: str) -> bool:
-    folder = Path(source).expanduser()
-    return (folder / "dataset_dict.json").is_file() or all(
-        (folder / name).is_file() for name in ("dataset_info.json", "state.json")
-    )
-
-
-def _load_dataset(name: str, options: PrepareOptions) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(
-            "reading a Hugging Face dataset needs datasets: install it with `pip install largebatch[train]`"
-        ) from None
-    split = options.dataset_split
-    path = os.path.expanduser(name)
-    try:
-        if not _is_saved_dataset(name):
-            local = path if os.path.exists(path) else name
-            return datasets.load_dataset(local, options.dataset_config, split=split, streaming=True)
-        dataset = datasets.load_from_disk(path)
-    except Exception as error:  # of many libraries and of no common kind
-        raise InputError(f"the dataset {name} cannot be opened: {_one_line(error)}") from None
-    splits = dataset if isinstance(dataset, datasets.DatasetDict) else {str(dataset.split or "train"): dataset}
-    if split not in splits:
-        raise InputError(f"the dataset {name} has no split {split!r}: it has {', '.join(map(str, splits))}")
-    return splits[split]
-
-
 def _column(dataset: Any, name: str, field: str) -> Iterator[object]:
     """Yield the values of one column; whatever the library raises becomes an InputError."""
     try:
@@ -291,9 +261,4 @@ def _column(dataset: Any, name: str, field: str) -> Iterator[object]:
     except (InputError, GeneratorExit):
         raise
     except Exception as error:
-        raise InputError(f"the dataset {name} cannot be read: {_one_line(error)}") from None
-
-
-def _one_line(error: BaseException) -> str:
-    """Return an error as one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"the dataset {name} cannot be read: {one_line(error)}") from None

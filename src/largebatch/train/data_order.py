@@ -6,11 +6,14 @@ Batches may straddle epochs. Nothing is stored and nothing is shuffled: any posi
 constant memory, on any rank.
 
 Microbatch j of a step holds its positions [j*b, (j+1)*b). Rank r of R runs the microbatches r, r + R, r + 2R, ...,
-every rank the same number of them; the last ones may be smaller or empty.
+every rank the same number of them; the last ones may be smaller or empty. Where samples have lengths, a step's samples
+are first put into the order of those: its microbatches are then of samples alike, and the step has the same ones.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +74,10 @@ def check_batch(global_batch_samples: int, ranks: int) -> None:
         )
 
 
+Lengths: TypeAlias = Callable[[Sequence[SampleId]], NDArray[np.int64]]
+"""The length of each of some samples, such as its tokens, [samples]."""
+
+
 @dataclass(frozen=True)
 class Microbatch:
     """The samples of one microbatch and the position in the stage of its first one."""
@@ -108,12 +115,22 @@ class DataOrder:
         """Return the first samples of step ``step`` of the stage, counted from 0."""
         return self.samples(step * self.global_batch_samples + np.arange(number, dtype=np.int64))
 
-    def microbatches(self, step: int, microbatch: int, rank: int, ranks: int) -> list[Microbatch]:
+    def microbatches(
+        self, step: int, microbatch: int, rank: int, ranks: int, lengths: Lengths | None = None
+    ) -> list[Microbatch]:
         """Return what one rank runs in step ``step``, counted from 0 in the stage.
 
         Every rank gets the same number of microbatches; only the last ones are short or empty. Where ``microbatch``
         exceeds a rank's share, B / ranks, some ranks have nothing to do: the cut into microbatches does not depend
         on the ranks, so that dropout, which is drawn for each microbatch, does not either.
+
+        Args:
+            step: of the stage.
+            microbatch: samples in one.
+            rank: this process's number.
+            ranks: how many share the step.
+            lengths: of samples, where they differ: those of the step are then cut in the order of their lengths, so
+                that a microbatch has little padding. Which samples a step has does not change.
 
         Raises:
             InputError: if the batch has fewer samples than there are ranks.
@@ -124,7 +141,12 @@ class DataOrder:
         firsts = np.minimum(np.arange(rank, rounds * ranks, ranks, dtype=np.int64) * microbatch, batch)
         lasts = np.minimum(firsts + microbatch, batch)
         held = np.concatenate([np.arange(a, b) for a, b in zip(firsts, lasts, strict=True)])
-        samples = iter(self.samples(step * batch + held))
+        if lengths is None:
+            samples = iter(self.samples(step * batch + held))
+        else:
+            every = self.samples(step * batch + np.arange(batch))
+            by_length = np.argsort(lengths(every), kind="stable")
+            samples = iter([every[place] for place in by_length[held]])
         return [
             Microbatch(step * batch + int(a), tuple(islice(samples, int(b - a))))
             for a, b in zip(firsts, lasts, strict=True)

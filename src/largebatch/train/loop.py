@@ -41,7 +41,7 @@ from largebatch.train.precision import best_precision
 from largebatch.train.ratios import adapted_ratios
 from largebatch.train.run import Run, Stage
 from largebatch.train.run_record import Origin, claim_folder, write_run_record
-from largebatch.train.step_data import LoadedMicrobatch, StepDataset, moved, read, steps_from
+from largebatch.train.step_data import LoadedMicrobatch, StepDataset, longest_first, moved, read, steps_from
 from largebatch.train.stop import StopWish, listen
 from largebatch.train.task import Task, TaskDataset
 
@@ -165,7 +165,7 @@ class Training:
                 self.origin,
                 session,
                 self.world,
-                optimizer_name=type(self.optimizer).__name__,
+                optimizer_name=getattr(self.run.optimizer, "name", type(self.optimizer).__name__),
                 parameters=parameters,
             )
             (self.folder / STOPPED_FILE).unlink(missing_ok=True)
@@ -238,7 +238,8 @@ class Training:
 
     def memory(self, dataset: TaskDataset, order: DataOrder) -> Memory:
         """Measure the memory that training on the data takes, in two forward passes."""
-        pair = [moved(self.task.collate(read(dataset, order.first_samples(0, n))), self.world.device) for n in (1, 2)]
+        samples = longest_first(dataset, order.first_samples(0, max(2, order.global_batch_samples)))
+        pair = [moved(self.task.collate(read(dataset, samples[:n])), self.world.device) for n in (1, 2)]
         return measure(self.task, self.model, pair[0], pair[1], self.autocast)
 
     def microbatch(self, stage: Stage, dataset: TaskDataset, order: DataOrder) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,6 +31,14 @@ def read(dataset: TaskDataset, samples: list[SampleId]) -> list[Any]:
     return together(samples) if together is not None else [dataset[sample] for sample in samples]
 
 
+def longest_first(dataset: TaskDataset, samples: list[SampleId]) -> list[SampleId]:
+    """Return samples in falling order of their lengths, as they are where the data set tells none."""
+    lengths = getattr(dataset, "lengths", None)
+    if lengths is None:
+        return samples
+    return [samples[place] for place in np.argsort(-lengths(samples), kind="stable")]
+
+
 def moved(batch: Batch, device: torch.device) -> Batch:
     """Return the batch on a device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
@@ -47,7 +56,8 @@ class StepDataset(Dataset[list[LoadedMicrobatch]]):
     def __getitem__(self, step: int) -> list[LoadedMicrobatch]:
         """Return the microbatches of step ``step`` of the stage, counted from 0."""
         loaded = []
-        for microbatch in self._order.microbatches(step, self._microbatch, self._rank, self._ranks):
+        lengths = getattr(self._dataset, "lengths", None)
+        for microbatch in self._order.microbatches(step, self._microbatch, self._rank, self._ranks, lengths):
             samples = list(microbatch.samples) or self._order.first_samples(step, 1)
             batch = self._task.collate(read(self._dataset, samples))
             loaded.append(LoadedMicrobatch(microbatch.first_position, batch, bool(microbatch.samples)))

@@ -23,7 +23,11 @@ class StageView(Protocol):
 
 
 class TaskDataset(Protocol):
-    """A map-style data set of constant length; it may also offer ``__getitems__`` to build many samples at once."""
+    """A map-style data set of constant length.
+
+    It may also offer ``__getitems__`` to build many samples at once, and ``lengths(samples)``, int64 [samples], where
+    samples are of different lengths and a batch is padded to its longest.
+    """
 
     def __len__(self) -> int: ...
 

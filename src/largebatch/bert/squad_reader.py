@@ -1,0 +1,128 @@
+"""A fine-tuned BERT that answers questions."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from largebatch.bert.squad_answers import AnswerOptions, RankedAnswer
+from largebatch.bert.squad_batches import JudgedQuestions, collate_questions
+from largebatch.bert.squad_questions import Question
+from largebatch.bert.squad_windows import EncodedQuestions, WindowSizes
+from largebatch.bert.tokenizer_files import tokenizer_of
+from largebatch.errors import InputError
+
+_QUESTIONS_AT_ONCE = 32
+
+
+class Reader:
+    """A model with a span head, from a Hugging Face folder, that reads a context and answers questions about it.
+
+    Example:
+        reader = Reader("runs/squad/model")
+        reader.answer("Who wrote?", "Ada wrote to Bea.")[0].text
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        sizes: WindowSizes | None = None,
+        options: AnswerOptions | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Load the model.
+
+        Args:
+            folder: with a ``BertForQuestionAnswering`` and its tokenizer.
+            sizes: of the windows; by default BERT's, in a model that takes only shorter ones as long as they may be.
+            options: how answers are chosen.
+            device: where to read.
+
+        Raises:
+            InputError: the folder holds no BERT with a span head, no tokenizer, or a model too short for the sizes.
+        """
+        from largebatch.bert import span_model, starting_weights
+
+        folder = Path(folder)
+        longest = starting_weights.sizes(folder)["max_position_embeddings"]
+        self._sizes = sizes or WindowSizes.up_to(longest)
+        if self._sizes.sequence_length > longest:
+            raise InputError(
+                f"sequence_length is {self._sizes.sequence_length}, the model in {folder} allows {longest}"
+            )
+        self._options = options or AnswerOptions()
+        self._tokenizer = tokenizer_of(folder)
+        self._device = torch.device(device)
+        self._model = span_model.trained_span_model(folder).to(self._device).eval()
+
+    def answer(self, question: str, context: str) -> list[RankedAnswer]:
+        """Return the answers to a question, the one that is given first.
+
+        Raises:
+            InputError: the question or the context is empty.
+        """
+        for name, text in (("question", question), ("context", context)):
+            if not text.strip():
+                raise InputError(f"the {name} is empty")
+        return self.answer_all([Question("question", question, context, ())])["question"]
+
+    def answer_all(
+        self, questions: Sequence[Question], progress: Callable[[int], None] | None = None
+    ) -> dict[str, list[RankedAnswer]]:
+        """Return the answers to each question, by its id.
+
+        Args:
+            questions: what to answer.
+            progress: called with the number of questions that have been answered.
+        """
+        from largebatch.bert.squad_reading import read_answers
+
+        encoded = EncodedQuestions(questions, self._tokenizer, self._sizes)
+        judged = JudgedQuestions(encoded)
+        found: dict[str, list[RankedAnswer]] = {}
+        for first in range(0, len(judged), _QUESTIONS_AT_ONCE):
+            samples = [judged[0, index] for index in range(first, min(first + _QUESTIONS_AT_ONCE, len(judged)))]
+            batch = {name: tensor.to(self._device) for name, tensor in collate_questions(samples).items()}
+            for number, answers in read_answers(self._model, batch, encoded, self._options).questions:
+                found[questions[number].id] = answers
+            if progress is not None:
+                progress(len(found))
+        return {question.id: found[question.id] for question in questions}
+
+
+def write_predictions(folder: Path, answers: Mapping[str, Sequence[RankedAnswer]]) -> list[Path]:
+    """Write what the official evaluation takes, ``predictions.json``, and beside it ``nbest_predictions.json``.
+
+    The first maps ids to texts, empty for no answer; the second to lists of text, start, score and probability. Each is
+    written aside and renamed.
+
+    Raises:
+        OSError: the disk does not take them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {name: ranked[0].text for name, ranked in answers.items()}
+    ranked = {name: [answer._asdict() for answer in ranked] for name, ranked in answers.items()}
+    written = []
+    for name, content in (("predictions.json", given), ("nbest_predictions.json", ranked)):
+        _write_aside(folder / name, content)
+        written.append(folder / name)
+    return written
+
+
+def _write_aside(path: Path, content: Any) -> None:
+    aside = path.with_name(path.name + ".partial")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise

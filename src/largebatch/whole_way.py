@@ -1,0 +1,153 @@
+"""From text to SQuAD's score in one command: prepare, pre-train, then fine-tune with several seeds.
+
+RUN/               the pre-training, as without fine-tuning
+RUN/model/         where each fine-tuning starts
+RUN/squad/seed-N/  a run of its own, with its model and report
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from largebatch.bert.pretraining import BertPretraining
+from largebatch.bert.squad import read_questions
+from largebatch.errors import InputError
+from largebatch.recipes.squad import squad
+from largebatch.train.run import Run
+from largebatch.train.run_record import Origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeWay:
+    """What comes before and after a pre-training."""
+
+    source: str | None = None
+    """Text to prepare first, as `largebatch prepare` takes it; the corpus goes to where the recipe reads it."""
+    squad_train: str | None = None
+    """Questions to fine-tune on afterwards: SQuAD's JSON, or hf:NAME."""
+    squad_dev: str | None = None
+    """Questions to be judged by."""
+    squad_seeds: int = 5
+    """Fine-tunings, with the seeds 0, 1, 2 and so on."""
+    squad_batch: int = 32
+    """Windows in an optimizer step."""
+    squad_epochs: float = 2.0
+    """Passes over the training windows."""
+    squad_lr: float = 3e-5
+    """Peak of the learning rate."""
+    squad_train_questions: int | None = None
+    """Use only so many training questions, spread evenly over them."""
+    squad_dev_questions: int | None = None
+    """Be judged by only so many."""
+    squad_sequence_length: int | None = None
+    """Most tokens of a window; 384, or what the model allows."""
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether anything is to be fine-tuned."""
+        return self.squad_train is not None and self.squad_dev is not None
+
+    def check(self, run: Run[Any, Any]) -> None:
+        """Raise InputError for what cannot work after days of pre-training, before they begin."""
+        if (self.squad_train is None) != (self.squad_dev is None):
+            lacking = "--squad-dev" if self.squad_dev is None else "--squad-train"
+            raise InputError(f"{lacking} is missing: fine-tuning needs --squad-train and --squad-dev")
+        if not isinstance(run.task, BertPretraining):
+            given = "--source" if self.source is not None else "--squad-train"
+            if self.source is not None or self.fine_tunes:
+                raise InputError(
+                    f"{given} needs a recipe that pre-trains BERT, the task here is {type(run.task).__name__}"
+                )
+            return
+        if not self.fine_tunes:
+            return
+        for name, value in (("squad_seeds", self.squad_seeds), ("squad_batch", self.squad_batch)):
+            if value < 1:
+                raise InputError(f"{name} is {value}, allowed is 1 or more")
+        for name, value in (("squad_epochs", self.squad_epochs), ("squad_lr", self.squad_lr)):
+            if not 0 < value < float("inf"):
+                raise InputError(f"{name} is {value}, allowed is more than 0")
+        assert self.squad_train is not None
+        assert self.squad_dev is not None
+        read_questions(self.squad_train, "train")
+        read_questions(self.squad_dev, "validation")
+
+    def describe(self) -> Iterator[str]:
+        """Yield a line on what follows the pre-training."""
+        if self.fine_tunes:
+            yield (
+                f"then SQuAD with {self.squad_seeds} seeds: {self.squad_epochs:g} epochs of {self.squad_train} at "
+                f"batch {self.squad_batch}, peak lr {self.squad_lr:g}; their time is not counted"
+            )
+
+    def prepare(self, corpus: Path) -> Iterator[str]:
+        """Prepare the text, if there is any and the corpus is not there, and yield what is to be printed.
+
+        Raises:
+            InputError: the text cannot be prepared, or this is one of several processes, which cannot wait for it.
+        """
+        if self.source is None or (corpus / "manifest.json").is_file():
+            return
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                f"the corpus {corpus} is not prepared, which many processes do not wait for: run "
+                f"`largebatch prepare --source {self.source} --out {corpus}` first"
+            )
+        from largebatch.prepare_display import PrepareDisplay
+        from largebatch.text.options import PrepareOptions
+        from largebatch.text.prepare import prepare
+
+        with PrepareDisplay() as display:
+            prepared = prepare(PrepareOptions(source=self.source), corpus, progress=display)
+        yield f"prepared {prepared.train.documents:,} documents, {prepared.train.tokens:,} tokens in {corpus}"
+
+    def fine_tunings(self, run: Run[Any, Any], folder: Path) -> Iterator[tuple[Path, Run[Any, Any], Origin]]:
+        """Yield (folder, run, origin) of each fine-tuning, once the pre-training in a folder is done."""
+        if not self.fine_tunes:
+            return
+        assert self.squad_train is not None
+        assert self.squad_dev is not None
+        arguments = {
+            "train": self.squad_train,
+            "dev": self.squad_dev,
+            "init_from": str(folder / "model"),
+            "batch": self.squad_batch,
+            "epochs": self.squad_epochs,
+            "lr": self.squad_lr,
+            "train_questions": self.squad_train_questions,
+            "sequence_length": self.squad_sequence_length,
+        }
+        template = squad(**arguments)
+        task = replace(template.task, dev_questions=self.squad_dev_questions)
+        words = _words(arguments | {"dev_questions": self.squad_dev_questions})
+        for seed in range(self.squad_seeds):
+            fine_tuning = replace(
+                template,
+                task=task,
+                seed=seed,
+                precision=run.precision,
+                device=run.device,
+                workers=run.workers,
+                compile=run.compile,
+                deterministic=run.deterministic,
+                keep_checkpoints=1,
+            )
+            origin = Origin(
+                recipe="largebatch.recipes.squad:squad", recipe_name="squad", overrides=(*words, "--seed", str(seed))
+            )
+            yield folder / "squad" / f"seed-{seed}", fine_tuning, origin
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a fine-tuning has been trained to its end, which its model is the last sign of."""
+    return (folder / "model" / "config.json").is_file()
+
+
+def _words(arguments: dict[str, Any]) -> Sequence[str]:
+    words: list[str] = []
+    for name, value in arguments.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
