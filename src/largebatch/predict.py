@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,8 +44,8 @@ class PredictOptions:
     """Most tokens of an answer."""
     sequence_length: int | None = None
     """Most tokens of a window; None takes 384, or what the model allows."""
-    stride: int = 128
-    """With that: how many tokens the windows over a long context are apart."""
+    stride: int | None = None
+    """How many tokens the windows over a long context are apart; None takes 128, or what their length allows."""
     device: str = "cpu"
     """Where to read: cpu or cuda."""
 
@@ -107,10 +107,11 @@ def _all(model: str, options: PredictOptions) -> Iterator[str]:
 
 
 def _reader(model: str, options: PredictOptions, may_be_impossible: bool) -> Reader:
-    length = options.sequence_length
     sizes = None
-    if length is not None:
-        sizes = WindowSizes(sequence_length=length, stride=options.stride, question_length=min(64, max(1, length // 4)))
+    if options.sequence_length is not None:
+        sizes = WindowSizes.of_length(options.sequence_length)
+    if options.stride is not None:
+        sizes = replace(sizes or WindowSizes(), stride=options.stride)
     chosen = AnswerOptions(
         answer_length=options.answer_length, may_be_impossible=may_be_impossible, null_threshold=options.null_threshold
     )

@@ -176,6 +176,8 @@ def test_sizes_that_cannot_work_are_refused(given_sizes: dict[str, int], said: s
 def test_smaller_models_get_smaller_windows(longest: int) -> None:
     sizes = WindowSizes.up_to(longest)
     assert sizes.sequence_length == min(longest, 384)
+    assert WindowSizes.of_length(longest).sequence_length == longest
+    assert sizes == WindowSizes() or longest < 384
 
 
 def test_a_tokenizer_without_special_tokens_is_refused(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def _questions(path: Path, count: int) -> str:
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The words of the command but for its folders."""
     folder = tmp_path_factory.mktemp("data")
-    write_text(folder / "words.txt")
+    write_text(folder / "words.txt", 400)
     return [
         *("--source", str(folder / "words.txt"), "--squad-train", _questions(folder / "train.json", 48)),
         *("--squad-dev", _questions(folder / "dev.json", 20), "--squad-seeds", "2", "--squad-batch", "8"),

@@ -56,14 +56,17 @@ class WindowSizes:
             )
 
     @classmethod
-    def up_to(cls, longest: int) -> "WindowSizes":
-        """Return sizes for windows of up to so many tokens: BERT's proportions, and not more than its 384 tokens."""
-        length = min(longest, cls.sequence_length)
+    def of_length(cls, length: int) -> "WindowSizes":
+        """Return sizes for windows of so many tokens: a question takes up to a quarter, two windows share half."""
         room = length - _SPECIAL_TOKENS
         question = min(cls.question_length, max(1, room // 4))
-        return cls(
-            sequence_length=length, question_length=question, stride=min(cls.stride, max(1, (room - question) // 2))
-        )
+        stride = min(cls.stride, max(1, (room - question) // 2))
+        return cls(sequence_length=length, question_length=question, stride=stride)
+
+    @classmethod
+    def up_to(cls, longest: int) -> "WindowSizes":
+        """Return BERT's sizes, or smaller ones for a model that takes fewer tokens."""
+        return cls.of_length(min(longest, cls.sequence_length))
 
 
 class Window(NamedTuple):

@@ -64,7 +64,7 @@ def squad(
 def _window_sizes(folder: str, sequence_length: int | None) -> WindowSizes:
     """Return the sizes of windows for a model; where it cannot be read, which the run's check will tell, BERT's."""
     if sequence_length is not None:
-        return WindowSizes.up_to(sequence_length)
+        return WindowSizes.of_length(sequence_length)
     try:
         return WindowSizes.up_to(starting_weights.sizes(Path(folder))["max_position_embeddings"])
     except InputError:
