@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, DistilBertConfig, DistilBertModel
 
+from largebatch.bert.attention import ATTENTION
 from largebatch.bert.dataset import MaskedPair, collate
 from largebatch.bert.masking import IGNORED
 from largebatch.bert.model import PretrainingModel, pretrained_model, random_model
@@ -210,7 +211,7 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
     weight = "network.bert.encoder.layer.0.attention.self.query.weight"
     assert not torch.equal(one.get_parameter(weight), other.get_parameter(weight))
     assert one.training
-    assert one.network.config._attn_implementation == "sdpa"
+    assert one.network.config._attn_implementation == ATTENTION
 
 
 def test_initial_weights_are_those_of_bert() -> None:
@@ -292,29 +293,3 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     config(intermediate_size=64).save_pretrained(tmp_path / "sizes")
     with pytest.raises(InputError, match=r"has the shape \(48,\), by its config.json it should be \(64,\)"):
         load(tmp_path / "sizes")
-
-
-def _bf16_error(monkeypatch: pytest.MonkeyPatch, longest_unfused: int, batch: dict[str, Tensor]) -> tuple[str, float]:
-    """Return the attention taken under autocast, and the distance of its gradients from those in float32."""
-    monkeypatch.setattr("largebatch.bert.attention.LONGEST_UNFUSED", longest_unfused)
-    model, whole = random_model(config(), 1), batch_of()
-    exact = gradients(model, mean_loss(model(**whole), whole))
-    with torch.autocast("cpu", torch.bfloat16):
-        sums = model(**batch)
-    found = gradients(model, mean_loss(sums, whole))
-    distance = sum(float((found[name] - exact[name]).square().sum()) for name in exact)
-    return str(model.network.config._attn_implementation), distance**0.5
-
-
-def test_in_bf16_short_sequences_take_the_unfused_attention_and_it_is_as_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    fused, unfused = (_bf16_error(monkeypatch, longest, batch_of()) for longest in (LENGTH - 1, LENGTH))
-    assert (fused[0], unfused[0]) == ("sdpa", "eager")
-    assert unfused[1] <= 1.5 * fused[1]
-    padding_seen = {**batch_of(), "attention_mask": torch.ones_like(batch_of()["attention_mask"])}
-    assert _bf16_error(monkeypatch, LENGTH, padding_seen)[1] > 1.5 * fused[1]
-
-
-def test_in_float32_the_fused_attention_is_taken() -> None:
-    model = random_model(config(), 1)
-    model(**batch_of())
-    assert model.network.config._attn_implementation == "sdpa"

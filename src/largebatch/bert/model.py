@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from largebatch.bert import weights
-from largebatch.bert.attention import choose_attention
+from largebatch.bert.attention import spread
 from largebatch.bert.masking import IGNORED
 from largebatch.bert.weights import BertConfig, BertForPreTraining
 
@@ -22,7 +22,7 @@ class PretrainingModel(nn.Module):
 
     def __init__(self, network: BertForPreTraining) -> None:
         super().__init__()
-        self.network = network
+        self.network = weights.ours(network)
 
     def forward(
         self,
@@ -48,8 +48,9 @@ class PretrainingModel(nn.Module):
         Returns:
             "mlm" and "nsp", 0-dim and differentiable; with ``count_correct`` also "mlm_correct" and "nsp_correct".
         """
-        mask = choose_attention(self.network, attention_mask)
-        encoded = self.network.bert(input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=mask)
+        encoded = self.network.bert(
+            input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=spread(attention_mask)
+        )
         heads = self.network.cls
         predicted = encoded.last_hidden_state.flatten(0, 1).index_select(0, masked_positions)
         # Cross-entropy over a vocabulary loses too much in half precision, whatever autocast thinks of it.
@@ -71,7 +72,7 @@ def random_model(config: BertConfig, seed: int) -> PretrainingModel:
     The state of PyTorch's global generator is left as it was.
     """
     with weights.seeded(seed):
-        network = BertForPreTraining._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        network = BertForPreTraining._from_config(config, dtype=torch.float32)
     return PretrainingModel(network)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from largebatch.bert import weights
-from largebatch.bert.attention import choose_attention
+from largebatch.bert.attention import spread
 from largebatch.bert.weights import BertConfig, BertForQuestionAnswering
 from largebatch.errors import InputError
 
@@ -17,7 +17,7 @@ class SpanModel(nn.Module):
 
     def __init__(self, network: BertForQuestionAnswering) -> None:
         super().__init__()
-        self.network = network
+        self.network = weights.ours(network)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of each position as start and as end, float32 [B, L] also under autocast.
@@ -27,8 +27,9 @@ class SpanModel(nn.Module):
             token_type_ids: int64 [B, L], 0 for the question and 1 for the context.
             attention_mask: bool [B, L], False at padding, whose logits are minus infinity.
         """
-        mask = choose_attention(self.network, attention_mask)
-        encoded = self.network.bert(input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=mask)
+        encoded = self.network.bert(
+            input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=spread(attention_mask)
+        )
         logits = self.network.qa_outputs(encoded.last_hidden_state).float()
         starts, ends = logits.masked_fill(~attention_mask[:, :, None], -torch.inf).unbind(-1)
         return starts, ends
@@ -69,7 +70,7 @@ def untrained_span_model(folder: Path, seed: int, *, dropout: float, attention_d
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} has no configuration of a BERT: {' '.join(str(error).split())}") from None
     with weights.seeded(seed):
-        network = BertForQuestionAnswering._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        network = BertForQuestionAnswering._from_config(config, dtype=torch.float32)
     return SpanModel(network.train())
 
 

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from largebatch.bert.dropout import quicken_
 from largebatch.errors import InputError
 
 try:
@@ -16,12 +17,16 @@ try:
     from transformers import BertForPreTraining as BertForPreTraining
     from transformers import BertForQuestionAnswering as BertForQuestionAnswering
     from transformers.utils import logging as transformers_logging
+
+    from largebatch.bert.attention import ATTENTION
 except ModuleNotFoundError as error:
     raise InputError(
         f"BERT needs the package {error.name}, which is not installed: pip install 'largebatch[train]'"
     ) from None
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def load(
@@ -51,7 +56,6 @@ def load(
                 hidden_dropout_prob=dropout,
                 attention_probs_dropout_prob=attention_dropout,
                 is_decoder=False,
-                attn_implementation="sdpa",
                 dtype=torch.float32,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # reported below
@@ -74,6 +78,14 @@ def load(
             raise InputError(f"the model in {folder} has no {', '.join(heads)}; fine-tune it first")
         _log.warning("init_from %s has no weights for %s: they start at random", folder, ", ".join(heads))
     return network.train()
+
+
+def ours(network: T) -> T:
+    """Return a network with the attention and the dropout of ours, its weights and their names unchanged."""
+    module: Any = network
+    module.set_attn_implementation(ATTENTION)
+    quicken_(module)
+    return network
 
 
 def save(network: Any, folder: Path) -> None:
