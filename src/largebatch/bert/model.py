@@ -1,11 +1,13 @@
 """BERT with its two pre-training heads, and their losses as sums; built at random or from a folder of weights.
 
-The network is Hugging Face's ``BertForPreTraining``, unchanged. What is added is the order of work: its own forward
-pass projects every position onto the vocabulary, here only the predicted ones are, about one in seven. Losses and
-gradients are the same, since a position without a label adds nothing to either.
+The network is Hugging Face's ``BertForPreTraining``, its weights and their names unchanged. What is added is the order
+of work: its own forward pass projects every position onto the vocabulary and takes it through the whole last layer,
+here only the predicted ones are, about one in seven. Losses and gradients are the same, since a position without a
+label adds nothing to either.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from largebatch.bert import weights
 from largebatch.bert.attention import spread
+from largebatch.bert.encoder import encode_at
 from largebatch.bert.masking import IGNORED
 from largebatch.bert.weights import BertConfig, BertForPreTraining
 
@@ -48,14 +51,16 @@ class PretrainingModel(nn.Module):
         Returns:
             "mlm" and "nsp", 0-dim and differentiable; with ``count_correct`` also "mlm_correct" and "nsp_correct".
         """
-        encoded = self.network.bert(
-            input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=spread(attention_mask)
-        )
+        bert: Any = self.network.bert
         heads = self.network.cls
-        predicted = encoded.last_hidden_state.flatten(0, 1).index_select(0, masked_positions)
+        rows, length = input_ids.shape
+        first = torch.arange(0, rows * length, length, device=input_ids.device)
+        wanted = torch.cat([first, masked_positions])
+        encoded = encode_at(bert, input_ids, token_type_ids, spread(attention_mask), wanted)
+        predicted = encoded[rows:]
         # Cross-entropy over a vocabulary loses too much in half precision, whatever autocast thinks of it.
         token_logits = heads.predictions(predicted).float()
-        pair_logits = heads.seq_relationship(encoded.pooler_output).float()
+        pair_logits = heads.seq_relationship(bert.pooler(encoded[:rows, None])).float()
         sums = {
             "mlm": F.cross_entropy(token_logits, masked_labels, ignore_index=IGNORED, reduction="sum"),
             "nsp": F.cross_entropy(pair_logits, next_sentence_labels, reduction="sum"),

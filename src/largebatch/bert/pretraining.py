@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from largebatch.bert import dataset, starting_weights
 from largebatch.bert.dataset import MaskedPair, MaskedPairs
+from largebatch.bert.flops import BertSizes
 from largebatch.bert.masking import IGNORED, Masking
 from largebatch.bert.pairs import SHORTEST_SEQUENCE, SentencePairs
 from largebatch.bert.tokenizer_files import copy_tokenizer
@@ -176,6 +177,11 @@ class BertPretraining:
     def tokens(self, batch: Mapping[str, Tensor]) -> int:
         """Return how many tokens are not padding, special tokens included."""
         return int(batch["attention_mask"].sum())
+
+    def flops(self, batch: Mapping[str, Tensor]) -> float:
+        """Return the operations of a forward and backward pass; see ``bert.flops``."""
+        sizes = BertSizes(layers=self.layers, hidden_size=self.hidden_size, intermediate_size=self.intermediate_size)
+        return sizes.pretraining(batch["attention_mask"], self.counts(batch)["mlm"], self._corpus.vocabulary_size)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the sums of the cross-entropies, "mlm" over predicted tokens and "nsp" over pairs, in nats."""

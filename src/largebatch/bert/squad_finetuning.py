@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.bert import starting_weights, tokenizer_files
+from largebatch.bert.flops import BertSizes
 from largebatch.bert.squad_answers import AnswerOptions
 from largebatch.bert.squad_batches import (
     JudgedQuestions,
@@ -154,6 +155,12 @@ class SquadFineTuning:
     def tokens(self, batch: Mapping[str, Tensor]) -> int:
         """Return how many tokens are not padding, special tokens included."""
         return int(batch["attention_mask"].sum())
+
+    def flops(self, batch: Mapping[str, Tensor]) -> float:
+        """Return the operations of a forward and backward pass; see ``bert.flops``."""
+        sizes = starting_weights.sizes(Path(self.init_from))
+        names = ("layers", "hidden_size", "intermediate_size")
+        return BertSizes(**{name: sizes[name] for name in names}).spans(batch["attention_mask"])
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the sum over windows of the mean cross-entropy of start and end, in nats."""

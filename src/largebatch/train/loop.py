@@ -21,10 +21,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from largebatch import counter_random
 from largebatch.errors import InputError
@@ -44,21 +43,12 @@ from largebatch.train.run_record import Origin, claim_folder, write_run_record
 from largebatch.train.step_data import LoadedMicrobatch, StepDataset, longest_first, moved, read, steps_from
 from largebatch.train.stop import StopWish, listen
 from largebatch.train.task import Task, TaskDataset
+from largebatch.train.utilisation import Utilisation
 
 _DROPOUT = 2  # the stream number of the seeds drawn here
 
 STOPPED_FILE = "stopped.json"
 """Lies in the run's folder from a stop that was asked for until the run goes on."""
-
-
-class LayerwiseOptimizer(Protocol):
-    """What the loop asks of an optimizer beyond ``torch.optim.Optimizer``."""
-
-    def init_state(self) -> None: ...
-
-    def grad_norm(self) -> Tensor: ...
-
-    def trust_ratios(self) -> Mapping[str, Tensor]: ...
 
 
 class Diverged(RuntimeError):
@@ -99,6 +89,7 @@ class Training:
         self.progress = Progress()
         self.ledger: Ledger | None = None
         self._held_out = HeldOut(self.task, run.seed, world, self.autocast)
+        self._utilisation = Utilisation(self.task)
 
     def _check(self) -> None:
         self.task.check(self.run.stages)
@@ -156,6 +147,9 @@ class Training:
         session: dict[str, Any] = {"from_step": self.progress.step}
         if hasattr(self.optimizer, "kernels"):  # which of its ways an optimizer of ours goes
             session["kernels"] = ", ".join(self.optimizer.kernels())
+        session |= self._utilisation.measure(
+            self.world, torch.bfloat16 if self.run.precision == "bf16" else torch.float32
+        )
 
         def open_files() -> None:
             parameters = sum(p.numel() for p in self.model.parameters())
@@ -271,11 +265,12 @@ class Training:
         here = [self.task.counts(batch) for batch in counted]
         told = self.world.sum(
             [float(wish.wished), float(sum(self.task.tokens(batch) for batch in counted))]
+            + [self._utilisation.flops(counted)]
             + [float(sum(counts[term] for counts in here)) for term in weights]
         )
         if told[0] > 0:
             return False
-        targets = dict(zip(weights, told[2:], strict=True))
+        targets = dict(zip(weights, told[3:], strict=True))
         local = self._accumulate(number, step, microbatches, targets)
         sums = dict(zip(weights, self.world.sum(local), strict=True))
         losses = {term: sums[term] / targets[term] if targets[term] else 0.0 for term in weights}
@@ -309,6 +304,7 @@ class Training:
             grad_norm=grad_norm,
             seconds=seconds,
             samples_per_second=stage.global_batch_samples / seconds,
+            **self._utilisation.fields(told[2], seconds),
             skipped=int(not finite),
         )
         if not finite:

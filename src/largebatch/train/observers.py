@@ -49,7 +49,8 @@ class TensorBoard:
         if kind == "train":
             scalars = {"loss": fields["loss"], "lr": fields["lr"], "grad_norm": fields["grad_norm"]}
             scalars |= {f"loss/{name}": value for name, value in fields["losses"].items()}
-            scalars["samples_per_second"] = fields["samples_per_second"]
+            rates = ("samples_per_second", "flops_per_second", "utilisation")
+            scalars |= {name: fields[name] for name in rates if name in fields}
         elif kind == "eval":
             scalars = {f"held_out/{name}": value for name, value in fields["metrics"].items()}
             scalars["held_out/loss"] = fields["loss"]

@@ -27,7 +27,11 @@ class OptimizerChoice(Protocol):
     """A frozen dataclass of an optimizer's options that can build it for a model."""
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimizer over the model's parameters, in groups that carry names."""
+        """Return the optimizer over the model's parameters, in groups that carry names.
+
+        Beyond what ``torch.optim.Optimizer`` has, the loop asks it for ``init_state()``, ``grad_norm()`` and
+        ``trust_ratios()``, as all optimizers of ours have them.
+        """
         ...
 
 
