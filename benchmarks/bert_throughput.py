@@ -6,6 +6,7 @@ starts, so that only the model, the loss and the loop are compared. Its model is
 projects every position onto the vocabulary.
 
     python benchmarks/bert_throughput.py --size demo
+    python benchmarks/bert_throughput.py --size mini
     python benchmarks/bert_throughput.py --size base
 
 writes benchmarks/results/bert_throughput-SIZE.json.
@@ -62,6 +63,14 @@ SIZES = {
         microbatch=64,
         vocabulary_size=8192,
     ),
+    "mini": Size(
+        task=replace(bert_base().task, hidden_size=256, layers=4, attention_heads=4, intermediate_size=1024),
+        sequence_length=128,
+        max_predictions=20,
+        batch=128,
+        microbatch=32,
+        vocabulary_size=30_522,
+    ),
     "base": Size(
         task=bert_base().task,
         sequence_length=128,
@@ -77,8 +86,8 @@ SIZES = {
 class Options:
     """What to measure."""
 
-    size: Literal["demo", "base"] = "demo"
-    """Model: that of the demo, or BERT-base."""
+    size: Literal["demo", "mini", "base"] = "demo"
+    """Model: that of the demo, BERT-mini, or BERT-base."""
     rounds: int = 7
     """Turns of each engine."""
     steps: int = 4

@@ -10,6 +10,7 @@ import torch
 
 from largebatch.cli import TrainOptions, main
 from largebatch.command_line import parse, parse_known
+from largebatch.predict import PredictOptions
 from largebatch.recipes.catalogue import build_run
 from largebatch.text.options import PrepareOptions
 
@@ -38,6 +39,9 @@ def test_commands_that_train_are_understood() -> None:
             continue
         _, rest = parse_known(TrainOptions, words[3:], "train")
         run, _ = build_run(words[2], rest)
+        if words[2] == "squad":
+            assert run.task.init_from == "runs/mine/model", "what the commands before it have left"
+            continue
         assert run.stages[0].global_batch_samples == 4096
         assert run.task.corpus == "corpora/mine"
 
@@ -49,6 +53,13 @@ def test_commands_that_prepare_are_understood() -> None:
         at = words.index("--out")
         options = parse(PrepareOptions, words[2:at] + words[at + 2 :], "prepare", description="")
         assert options.source == "texts/*.txt.xz"
+
+
+def test_commands_that_predict_are_understood() -> None:
+    (words,) = _commands("largebatch predict")
+    assert words[2] == "runs/squad/model"
+    options = parse(PredictOptions, words[3:], "predict", description="")
+    assert (options.question, options.context) == ("Who wrote it?", "@page.txt")
 
 
 def test_the_snippet_trains() -> None:

@@ -376,3 +376,18 @@ def test_pairs_are_judged_by_the_commoner_answer_where_it_is_known(tmp_path: Pat
     (found,) = [item for item in comparisons(run) if item.title.startswith("Next-sentence")]
     assert (found.baseline, found.verdict) == (0.6, "1.0 points above always giving it")
     assert any("commoner answer 60.0 %" in line for line in terminal_lines(run))
+
+
+def test_the_share_of_the_device_is_a_mean_over_time(tmp_path: Path) -> None:
+    record = make_record()
+    lines = make_lines(record)
+    assert "Model operations per second" not in made_page(tmp_path / "untold", record, lines)
+    trained = [line for line in lines if line["kind"] == "train"]
+    for line in trained:
+        line |= {"seconds": 1.0, "flops_per_second": 2e9, "utilisation": 0.25}
+    # One step takes three times as long at a third of the rate.
+    trained[5] |= {"seconds": 3.0, "flops_per_second": 2e9 / 3, "utilisation": 0.25 / 3}
+    page = Text(made_page(tmp_path / "told", record, lines)).text
+    count = len(trained)
+    share = 100 * 0.25 * count / (count + 2)
+    assert f"{2 * count / (count + 2):.3g} billion {share:.1f} % of a plain product" in page.replace("\u2009", " ")

@@ -57,6 +57,8 @@ class TrainSteps:
     grad_norm: Numbers
     seconds: Numbers
     samples_per_second: Numbers
+    flops_per_second: Numbers
+    utilisation: Numbers
     skipped: Numbers
     losses: dict[str, Numbers]
 
@@ -173,7 +175,10 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-_TRAIN_COLUMNS = ("samples", "tokens", "loss", "lr", "grad_norm", "seconds", "samples_per_second", "skipped")
+_TRAIN_COLUMNS = (
+    *("samples", "tokens", "loss", "lr", "grad_norm", "seconds", "samples_per_second"),
+    *("flops_per_second", "utilisation", "skipped"),
+)
 
 
 @dataclass

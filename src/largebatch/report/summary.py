@@ -229,9 +229,28 @@ def facts(run: RunFolder) -> list[Fact]:
             shown=wording.significant(samples / seconds, 3) if seconds > 0 else "–",
             note="whole run",
         ),
+        *_utilisation(run),
         Fact(title="Skipped steps", shown=wording.count(skipped), note="loss or gradient not finite"),
     ]
     return found
+
+
+def _utilisation(run: RunFolder) -> list[Fact]:
+    """Return the model's operations a second, over the whole run, where the task counted them."""
+    rates, seconds = run.train.flops_per_second, run.train.seconds
+    known = np.isfinite(rates) & np.isfinite(seconds) & (seconds > 0)
+    if not known.any():
+        return []
+    total = float(seconds[known].sum())
+    rate = float((rates[known] * seconds[known]).sum()) / total
+    share = float((run.train.utilisation[known] * seconds[known]).sum()) / total
+    return [
+        Fact(
+            title="Model operations per second",
+            shown=wording.rounded_count(rate),
+            note=f"{wording.percent(share)} of a plain product of matrices",
+        )
+    ]
 
 
 def terminal_lines(run: RunFolder) -> list[str]:
