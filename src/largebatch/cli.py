@@ -1,4 +1,4 @@
-"""The command line: prepare, train, predict, scale, report, recipes.
+"""The command line: prepare, join, train, predict, scale, report, recipes.
 
 Exit codes: 0 done; 1 a run that diverged; 2 the user's error or the machine's refusal, in one line; 75 stopped by
 SIGTERM or SIGINT after a checkpoint was written, so that the same command with ``--resume`` goes on; 130 interrupted.
@@ -10,16 +10,20 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from largebatch.command_line import nearest, parse, parse_known
 from largebatch.errors import InputError
+
+if TYPE_CHECKING:
+    from largebatch.text.shards import PreparedCorpus
 
 STOPPED = 75
 USAGE = """\
 usage: largebatch VERB ...
 
   prepare --source S --out FOLDER       text to token shards: documents, sentences, a vocabulary, a held-out part
+  join CORPUS CORPUS ... --out FOLDER   one corpus of several that were prepared apart
   train RECIPE [--out FOLDER] ...       run a recipe; --resume goes on, --dry-run only counts; many ranks by torchrun
   predict MODEL ...                     answer SQuAD's questions, or one, with a fine-tuned model
   scale MODEL [--batch N]               learning rate, warm-up and steps for a batch, with their sources
@@ -36,6 +40,14 @@ class PrepareTarget:
 
     out: Path | None = None
     """Folder of the corpus."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinTarget:
+    """Where the whole goes."""
+
+    out: Path | None = None
+    """Folder of the whole corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +147,29 @@ def _prepare(arguments: Sequence[str]) -> int:
     out = place.out or Path("corpora") / PYDOCS
     with PrepareDisplay() as display:
         corpus = prepare(options, out, progress=display)
+    _print_corpus(corpus, out)
+    return 0
+
+
+def _join(arguments: Sequence[str]) -> int:
+    from largebatch.text.join import join
+
+    if not arguments or any(word in ("-h", "--help") for word in arguments):
+        print(USAGE)
+        return 0 if arguments else 2
+    place, parts = parse_known(JoinTarget, arguments, "join")
+    if unknown := next((word for word in parts if word.startswith("-")), None):
+        raise InputError(f"join takes corpora and --out FOLDER, {unknown!r} was given")
+    if place.out is None:
+        raise InputError("--out is missing: where should the whole corpus go?")
+    _print_corpus(join(parts, place.out), place.out)
+    return 0
+
+
+def _print_corpus(corpus: "PreparedCorpus", out: Path) -> None:
     for name, part in (("training", corpus.train), ("held-out", corpus.held_out)):
         print(f"{name}: {part.documents:,} documents, {part.sentences:,} sentences, {part.tokens:,} tokens")
     print(f"vocabulary: {corpus.vocabulary_size:,}; corpus: {out}")
-    return 0
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -282,6 +313,7 @@ def _recipes(arguments: Sequence[str]) -> int:
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "prepare": _prepare,
+    "join": _join,
     "train": _train,
     "predict": _predict,
     "scale": _scale,

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from largebatch.errors import InputError
 from largebatch.text.encoding import Encoded, EncodedUnit
 from largebatch.text.shards import (
     MANIFEST,
+    SHARD_FILE,
     TOKEN_COUNTS,
     Split,
     file_record,
@@ -33,7 +33,6 @@ from largebatch.text.shards import (
 )
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
-_SHARD_FILE = re.compile(r"(train|held_out)-\d{5,}\.(tokens|sentences|documents)\.npy")
 _WORK = ".work"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -102,7 +101,7 @@ class Partial:
     def clear(self) -> None:
         """Remove all shards and their records."""
         for path in [*self.work.glob("shard-*.json"), *self.folder.iterdir()]:
-            if path.parent == self.work or _SHARD_FILE.fullmatch(path.name):
+            if path.parent == self.work or SHARD_FILE.fullmatch(path.name):
                 path.unlink()
 
     def recorded(self, number: int) -> ShardRecord | None:
@@ -150,11 +149,11 @@ class Partial:
                     path.unlink()
             write_manifest(self.folder, **manifest)
             shutil.rmtree(self.work)
-            _sync(self.folder)
+            syncing_names(self.folder)
             if self._out.is_dir():
                 self._out.rmdir()  # empty, or it would not have come so far
             self.folder.rename(self._out)
-            _sync(self._out.parent)
+            syncing_names(self._out.parent)
 
     def _record_path(self, number: int) -> Path:
         return self.work / f"shard-{number:05d}.json"
@@ -163,7 +162,7 @@ class Partial:
         if not self.folder.is_dir():
             return False
         known = {*_TOKENIZER_FILES, MANIFEST, TOKEN_COUNTS, _WORK}
-        return all(path.name in known or _SHARD_FILE.fullmatch(path.name) for path in self.folder.iterdir())
+        return all(path.name in known or SHARD_FILE.fullmatch(path.name) for path in self.folder.iterdir())
 
 
 @contextlib.contextmanager
@@ -197,7 +196,7 @@ def _locked(folder: Path) -> int | None:
     return handle
 
 
-def _sync(folder: Path) -> None:
+def syncing_names(folder: Path) -> None:
     """Make the names in a folder last, where the system can."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

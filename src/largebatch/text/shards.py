@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +38,8 @@ TOKEN_COUNTS = "train-token-counts.npy"
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 _ARRAYS = ("tokens", "sentences", "documents")
+SHARD_FILE = re.compile(r"(?P<split>train|held_out)-(?P<number>\d{5,})\.(?P<array>tokens|sentences|documents)\.npy")
+"""The name of a file of a shard."""
 # An open memory map holds a file descriptor: most systems allow a process 1,024, a corpus may need more.
 _OPEN_MAPS = 512
 
