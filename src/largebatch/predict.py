@@ -93,6 +93,8 @@ def _all(model: str, options: PredictOptions) -> Iterator[str]:
         for entry in paragraph["qas"]
     )
     reader = _reader(model, options, v2)
+    if options.out is not None:  # before minutes of reading, not after them
+        options.out.mkdir(parents=True, exist_ok=True)
     with _progress(len(questions)) as progress:
         answers = reader.answer_all(questions, progress)
     if options.out is not None:

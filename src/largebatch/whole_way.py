@@ -7,7 +7,7 @@ RUN/squad/seed-N/  a run of its own, with its model and report
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ class WholeWay:
         if (self.squad_train is None) != (self.squad_dev is None):
             lacking = "--squad-dev" if self.squad_dev is None else "--squad-train"
             raise InputError(f"{lacking} is missing: fine-tuning needs --squad-train and --squad-dev")
+        if not self.fine_tunes:
+            for field in fields(self):
+                if field.name.startswith("squad_") and getattr(self, field.name) != field.default:
+                    name = f"--{field.name.replace('_', '-')}"
+                    raise InputError(f"{name} is given, but nothing to fine-tune on: add --squad-train and --squad-dev")
         if not isinstance(run.task, BertPretraining):
             given = "--source" if self.source is not None else "--squad-train"
             if self.source is not None or self.fine_tunes:

@@ -78,6 +78,18 @@ def test_a_file_without_answers_is_answered(model: str, capsys: pytest.CaptureFi
     assert list(json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))) == ["q1", "q2", "q3"]
 
 
+def test_a_place_that_cannot_be_written_to_is_told_before_reading(
+    model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(*args: object) -> None:
+        pytest.fail("questions were answered first")
+
+    monkeypatch.setattr("largebatch.bert.squad_reader.Reader.answer_all", too_late)
+    data = write_dataset(tmp_path / "dev.json", 3)
+    assert main(["predict", model, "--data", data, "--out", data]) == 2
+    assert "File exists" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

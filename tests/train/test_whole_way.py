@@ -137,6 +137,8 @@ def test_an_interrupted_preparation_begins_again(words: list[str], tmp_path: Pat
         (["--squad-train", "x.json"], "--squad-dev is missing"),
         (["--squad-dev", "x.json"], "--squad-train is missing"),
         (["--squad-train", "nowhere.json", "--squad-dev", "x.json"], r"no file or folder nowhere\.json"),
+        (["--squad-seeds", "3"], "--squad-seeds is given, but nothing to fine-tune on: add --squad-train"),
+        (["--squad-lr", "1e-4"], "--squad-lr is given"),
         (["--squad-train", "x", "--squad-dev", "x", "--squad-seeds", "0"], "squad_seeds is 0"),
         (["--squad-train", "x", "--squad-dev", "x", "--squad-epochs", "nan"], "squad_epochs is nan"),
     ],
