@@ -25,6 +25,8 @@ RECIPES: dict[str, str] = {
     "bert-large-mixed": "largebatch.recipes.bert:bert_large_mixed",
     "bert-large-nvidia": "largebatch.recipes.bert:bert_large_nvidia",
     "squad": "largebatch.recipes.squad:squad",
+    "gpt-mini": "largebatch.recipes.gpt:gpt_mini",
+    "gpt2": "largebatch.recipes.gpt:gpt2",
 }
 
 

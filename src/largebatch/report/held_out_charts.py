@@ -20,6 +20,8 @@ NAMES: dict[str, tuple[str, Colour, Style]] = {
     "nsp_accuracy": ("next sentence", "green", "dots"),
     "nsp_majority_accuracy": ("commoner answer", "green", "dashed"),
     "nsp_loss": ("next sentence", "green", "dots"),
+    "perplexity": ("model", "orange", "dots"),
+    "unigram_perplexity": ("unigram", "grey", "dashed"),
     "f1": ("F1", "blue", "dots"),
     "exact_match": ("exact match", "purple", "dots"),
     "answerable_f1": ("F1 of those with an answer", "green", "dots"),
@@ -95,6 +97,8 @@ def held_out_charts(run: RunFolder) -> list[Chart]:
     known = [*NAMES, *sorted(measured - set(NAMES))]
     accuracies = tuple(name for name in known if name in measured and "accuracy" in name)
     charts = [_masked_token_chart(run, "unigram_loss" in measured)] if "mlm_loss" in measured else []
+    if "perplexity" in measured:
+        charts.append(_perplexity_chart(run))
     if accuracies:
         charts.append(_accuracy_chart(run, accuracies))
     answers = tuple(name for name in _ANSWERS if name in measured)
@@ -120,6 +124,20 @@ def _masked_token_chart(run: RunFolder, with_unigram: bool) -> Chart:
         title="Masked-token loss on held-out text",
         unit="nat per masked token",
         caption=caption,
+        series=evaluation_series(run, names),
+        table=_evaluation_table(run, names, tuple(_legend_name(name) for name in names)),
+    )
+
+
+def _perplexity_chart(run: RunFolder) -> Chart:
+    last = run.evaluations[-1]
+    names = ("perplexity", "unigram_perplexity")
+    model, unigram = (wording.significant(last.metrics.get(name, math.nan)) for name in names)
+    return Chart(
+        identifier="held-out-perplexity",
+        title="Perplexity on held-out text",
+        unit="exp of nats per token",
+        caption=f"After step {last.step:,}: {model}. Dashed: by the frequencies of the training part, {unigram}.",
         series=evaluation_series(run, names),
         table=_evaluation_table(run, names, tuple(_legend_name(name) for name in names)),
     )

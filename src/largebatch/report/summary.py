@@ -61,7 +61,7 @@ def _what(run: RunFolder) -> str:
     task = run.record["run"].get("task")
     task = task if isinstance(task, dict) else {}
     terms = run.train.losses.keys()
-    model = "A BERT" if terms & {"mlm", "span"} else "A model"
+    model = "A BERT" if terms & {"mlm", "span"} else "A GPT" if "lm" in terms else "A model"
     parameters = run.record.get("parameters")
     if isinstance(parameters, int):
         model += f" of {wording.rounded_count(parameters)} parameters"
@@ -180,6 +180,22 @@ def comparisons(run: RunFolder) -> list[Comparison]:
                 baseline_shown=wording.percent(frequent),
                 verdict=f"{wording.times(ratio)} the commonest token's" if math.isfinite(ratio) else "from none",
                 good=accuracy > frequent,
+            )
+        )
+    perplexity, unigrams = metrics.get("perplexity", math.nan), metrics.get("unigram_perplexity", math.nan)
+    if math.isfinite(perplexity) and math.isfinite(unigrams):
+        lower = perplexity < unigrams
+        factor = unigrams / perplexity if lower else perplexity / unigrams
+        found.append(
+            Comparison(
+                title="Perplexity, held-out",
+                value=perplexity,
+                shown=wording.significant(perplexity),
+                baseline=unigrams,
+                baseline_name="unigram",
+                baseline_shown=wording.significant(unigrams),
+                verdict=f"{wording.times(factor)} {'lower' if lower else 'higher'} than by word frequencies",
+                good=lower,
             )
         )
     pairs = metrics.get("nsp_accuracy", math.nan)

@@ -132,7 +132,12 @@ def _lr_chart(run: RunFolder) -> Chart:
     )
 
 
-TERM_NAMES: dict[str, str] = {"mlm": "masked tokens", "nsp": "next sentence"}
+TERM_NAMES: dict[str, str] = {
+    "mlm": "masked tokens",
+    "nsp": "next sentence",
+    "span": "start and end",
+    "lm": "next token",
+}
 
 
 def _terms_chart(run: RunFolder) -> Chart:

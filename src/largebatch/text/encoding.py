@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from largebatch.text.documents import Document, Unit, documents_of
 from largebatch.text.held_out import HeldOut
@@ -63,12 +64,15 @@ def encode(documents: list[Document], tokenizer: Tokenizer) -> Encoded:
         lengths.extend(map(len, ids))
         tokens.append(np.fromiter(chain.from_iterable(ids), dtype))
 
-    for sentence in chain.from_iterable(documents):
-        batch.append(sentence)
-        size += len(sentence)
-        if size >= _BATCH_CHARACTERS:
-            flush()
-            batch, size = [], 0
+    # To byte-level BPE a space belongs to the word after it; WordPiece takes no notice of spaces.
+    joint = " " if isinstance(tokenizer.model, BPE) else ""
+    for document in documents:
+        for number, sentence in enumerate(document):
+            batch.append(joint + sentence if number else sentence)
+            size += len(sentence)
+            if size >= _BATCH_CHARACTERS:
+                flush()
+                batch, size = [], 0
     flush()
     sentence_lengths = np.array(lengths, np.int64)
     ends = np.cumsum([len(document) for document in documents], dtype=np.int64)

@@ -26,6 +26,7 @@ from largebatch.text.shards import (
     PreparedCorpus,
     file_record,
     read_manifest,
+    special_ids,
     write_manifest,
 )
 
@@ -73,7 +74,7 @@ def join(parts: Sequence[Path | str], out: Path | str) -> PreparedCorpus:
         write_manifest(
             aside,
             vocabulary_size=first.vocabulary_size,
-            special_ids=first.special_ids,
+            special_ids=special_ids(first.manifest),
             source=" ".join(str(corpus.manifest.get("source", "")) for corpus in corpora),
             options=first.manifest.get("options", {}),
             facts={"parts": found, "tokenizers": version("tokenizers")},

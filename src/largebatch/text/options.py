@@ -38,9 +38,12 @@ class PrepareOptions:
     are joined up to a blank one, then split). auto is line for plain text and pydocs, paragraph for Markdown,
     split for JSON Lines and datasets."""
 
+    tokenizer: Literal["wordpiece", "bpe"] = "wordpiece"
+    """How text becomes tokens: wordpiece for BERT, byte-level bpe for GPT."""
+
     vocabulary: str | None = None
     """A vocab.txt (one WordPiece a line), a tokenizer.json, or a folder that holds one, to use; without it WordPiece
-    is trained on the training part."""
+    is trained on the training part. For bpe a tokenizer.json, GPT-2's for example."""
 
     vocabulary_size: int = 8192
     """Entries of a trained vocabulary, special tokens included; a small corpus may give fewer."""
@@ -71,6 +74,7 @@ class PrepareOptions:
             raise InputError(f"source is {self.source!r}: give pydocs, a path, a URL or hf:NAME")
         _choice("documents", self.documents, ("auto", "blank-line", "file"))
         _choice("sentences", self.sentences, ("auto", "line", "split", "paragraph"))
+        _choice("tokenizer", self.tokenizer, ("wordpiece", "bpe"))
         _choice("deduplicate_lines", self.deduplicate_lines, (True, False, "auto"))
         if not (math.isfinite(self.held_out_fraction) and 0 <= self.held_out_fraction < 1):
             raise InputError(f"held_out_fraction is {self.held_out_fraction}: allowed are 0 up to, not including, 1")
@@ -78,6 +82,8 @@ class PrepareOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} is {value}: at least {least} is allowed")
+        if self.tokenizer == "bpe" and self.vocabulary_size < 257:
+            raise InputError(f"vocabulary_size is {self.vocabulary_size}: bpe needs 257 or more, one for each byte")
         if self.seed >= 1 << 64:
             raise InputError(f"seed is {self.seed}: it must be below 2^64")
 

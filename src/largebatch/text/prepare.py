@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from largebatch.errors import InputError
-from largebatch.text import wordpiece
+from largebatch.text import byte_pairs, wordpiece
 from largebatch.text.corpus import Source, open_source
 from largebatch.text.documents import Unit, digest, unit_bytes
 from largebatch.text.duplicates import without_repeated_lines
@@ -26,6 +26,7 @@ from largebatch.text.options import PYDOCS, PrepareOptions
 from largebatch.text.partial import Partial, ShardRecord, Stale, writing
 from largebatch.text.processes import WorkerPool, usable_cores
 from largebatch.text.shards import MANIFEST, PreparedCorpus, read_manifest
+from largebatch.text.vocabulary import Vocabulary
 
 SHARD_BYTES = 1 << 26
 _UNITS_PER_SHARD = 128
@@ -71,7 +72,7 @@ def prepare(
     report = progress or (lambda _: None)
     source = open_source(options)
     path = Path(options.vocabulary).expanduser() if options.vocabulary else None
-    given = wordpiece.load(path, options.lowercase) if path else None
+    given = _load(path, options) if path else None
     asked = _asked(options, path, given, shard_bytes)
     if (corpus := _existing(out, options.source, asked, source)) is not None:
         report(Progress(phase="reused"))
@@ -93,7 +94,7 @@ class _Preparation:
     pool: WorkerPool
     report: Callable[[Progress], None]
     shard_bytes: int
-    given: wordpiece.Vocabulary | None
+    given: Vocabulary | None
 
     def run(self) -> None:
         """Do everything; where no document was held out, do it again with the rule that holds out one."""
@@ -133,7 +134,7 @@ class _Preparation:
         self.partial.clear()
         return InputError(f"the source {self.options.source} {reason}")
 
-    def _attempt(self, held_out: HeldOut) -> tuple[wordpiece.Vocabulary, list[ShardRecord]]:
+    def _attempt(self, held_out: HeldOut) -> tuple[Vocabulary, list[ShardRecord]]:
         vocabulary = self.given or self._train(held_out)
         state = [self.options.source, self.asked, held_out, vocabulary.digest, version("tokenizers")]
         self.partial.begin(hashlib.sha256(json.dumps(state).encode()).hexdigest())
@@ -151,17 +152,18 @@ class _Preparation:
             return without_repeated_lines(units, self.pool, lowercase=self.options.lowercase)
         return units
 
-    def _train(self, held_out: HeldOut) -> wordpiece.Vocabulary:
+    def _train(self, held_out: HeldOut) -> Vocabulary:
         """Copy the training text to a file, counting its characters on the way, and train on it."""
         self._tell("vocabulary", 0)
         lowercase = self.options.lowercase
+        kind = byte_pairs if self.options.tokenizer == "bpe" else wordpiece
         characters: Counter[str] = Counter()
         inner: set[str] = set()
         text = self.partial.work / "training-text"
         left = self.options.vocabulary_megabytes * 10**6
         tasks = ((read, (unit, held_out, lowercase)) for read, unit in self._units())
         with writing(text), open(text, "wb") as file:
-            for read, found in self.pool.map(wordpiece.survey, tasks):
+            for read, found in self.pool.map(kind.survey, tasks):
                 assert found is not None
                 file.write(found.text)
                 characters.update(found.characters)
@@ -171,16 +173,18 @@ class _Preparation:
                 if left <= 0:
                     break
         if not characters:
+            if self.options.tokenizer == "bpe":
+                return byte_pairs.empty()
             return wordpiece.from_entries(list(wordpiece.SPECIAL_TOKENS), lowercase)
         # In a process of its own: it can be killed while it works, and no thread pool stays behind in ours.
         threads = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(self.pool.workers)}
         with WorkerPool(1, threads) as trainer:
             size = self.options.vocabulary_size
-            vocabulary = trainer.submit(wordpiece.train, text, dict(characters), inner, size, lowercase).result()
+            vocabulary = trainer.submit(kind.train, text, dict(characters), inner, size, lowercase).result()
         text.unlink()
         return vocabulary
 
-    def _encode(self, vocabulary: wordpiece.Vocabulary, held_out: HeldOut) -> Iterator[ShardRecord]:
+    def _encode(self, vocabulary: Vocabulary, held_out: HeldOut) -> Iterator[ShardRecord]:
         """Yield the record of each shard, made now or taken over."""
         self._tell("encoding", 0)
         places = self._reported(self.pool.map(encode_unit, self._tasks(vocabulary, held_out)))
@@ -196,9 +200,7 @@ class _Preparation:
                     raise Stale
                 yield record
 
-    def _tasks(
-        self, vocabulary: wordpiece.Vocabulary, held_out: HeldOut
-    ) -> Iterator[tuple[_Place, tuple[Any, ...] | None]]:
+    def _tasks(self, vocabulary: Vocabulary, held_out: HeldOut) -> Iterator[tuple[_Place, tuple[Any, ...] | None]]:
         """Yield each unit with its place; without arguments where a finished shard has it already."""
         tokenizer = str(self.partial.folder / "tokenizer.json")
         shard = size = position = 0
@@ -228,12 +230,20 @@ class _Preparation:
         self.report(Progress(phase=phase, read_bytes=read_bytes, total_bytes=self.source.total_bytes))
 
 
-def _asked(
-    options: PrepareOptions, path: Path | None, given: wordpiece.Vocabulary | None, shard_bytes: int
-) -> dict[str, Any]:
+def _load(path: Path, options: PrepareOptions) -> Vocabulary:
+    if options.tokenizer == "bpe":
+        return byte_pairs.load(path)
+    return wordpiece.load(path, options.lowercase)
+
+
+def _asked(options: PrepareOptions, path: Path | None, given: Vocabulary | None, shard_bytes: int) -> dict[str, Any]:
     """Return, as JSON values, everything but the source that the bytes of the corpus depend on."""
     asked = asdict(options)
     del asked["source"], asked["workers"]
+    if options.tokenizer == "bpe":
+        del asked["lowercase"]
+    else:
+        del asked["tokenizer"]  # corpora that were prepared before there was a choice stay what they are
     if asked["deduplicate_lines"] == "auto":
         asked["deduplicate_lines"] = options.source == PYDOCS
     if path is not None and given is not None:

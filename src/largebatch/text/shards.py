@@ -55,6 +55,13 @@ class SpecialIds:
     mask: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class EndId:
+    """The id of the one special token of byte-level BPE, which ends a document."""
+
+    end: int
+
+
 @lru_cache(maxsize=_OPEN_MAPS)
 def _mapped(path: Path, identity: tuple[int, int, int]) -> NDArray[Any]:
     """Map a file and keep it mapped while it is in use; `identity` tells apart what stood there in turn."""
@@ -156,7 +163,7 @@ class PreparedCorpus:
             stores = {split: DocumentStore(_shards(folder, split, manifest["files"])) for split in SPLITS}
             counts = {split: _counts(store) for split, store in stores.items()}
             agree = counts == manifest["counts"] and isinstance(manifest["vocabulary_size"], int)
-            SpecialIds(**manifest["special_ids"])
+            special_ids(manifest)
         except FileNotFoundError as error:
             raise InputError(
                 f"{error.filename} is missing from the prepared corpus: remove {folder} and prepare it again"
@@ -178,8 +185,20 @@ class PreparedCorpus:
 
     @property
     def special_ids(self) -> SpecialIds:
-        """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
-        return SpecialIds(**self.manifest["special_ids"])
+        """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK]; raises InputError for a corpus of byte-level BPE."""
+        found = special_ids(self.manifest)
+        if isinstance(found, EndId):
+            raise InputError(
+                f"{self.folder} was prepared with byte-level BPE, which has no [MASK]; BERT needs a corpus that was "
+                "prepared with the tokenizer wordpiece"
+            )
+        return found
+
+    @property
+    def end_id(self) -> int:
+        """The id that stands between documents: that of <|endoftext|>, or of [SEP] where the tokens are WordPiece."""
+        found = special_ids(self.manifest)
+        return found.end if isinstance(found, EndId) else found.sep
 
     def token_counts(self) -> NDArray[np.int64]:
         """Return how often each token occurs in the training part, int64 [vocabulary_size]."""
@@ -287,7 +306,7 @@ def write_manifest(
     folder: Path,
     *,
     vocabulary_size: int,
-    special_ids: SpecialIds,
+    special_ids: SpecialIds | EndId,
     source: str = "",
     options: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -350,6 +369,12 @@ def _shards(folder: Path, split: Split, names: Any) -> list[Shard]:
         int(name[len(prefix) : -len(suffix)]) for name in names if name.startswith(prefix) and name.endswith(suffix)
     )
     return [Shard.open(folder, split, number) for number in numbers]
+
+
+def special_ids(manifest: Mapping[str, Any]) -> SpecialIds | EndId:
+    """Return the special ids of a manifest; raises TypeError for other names."""
+    ids = manifest["special_ids"]
+    return EndId(**ids) if set(ids) == {"end"} else SpecialIds(**ids)
 
 
 def _counts(store: DocumentStore) -> dict[str, int]:

@@ -7,64 +7,22 @@ only the list of entries is kept; the tokenizer is built anew from it, so nothin
 special when text is encoded.
 """
 
-import hashlib
-import json
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from largebatch.errors import InputError
 from largebatch.text.documents import Unit, documents_of
 from largebatch.text.held_out import HeldOut
-from largebatch.text.shards import SpecialIds, write_text
+from largebatch.text.shards import SpecialIds
+from largebatch.text.vocabulary import Survey, Vocabulary
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LONGEST_WORD = 100
 """A longer word becomes [UNK], as in BERT."""
 _ALPHABET = 1000
 _LEAST_COUNT = 2  # of a pair that is merged
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vocabulary:
-    """A tokenizer, ready to be written, and what is known about it."""
-
-    tokenizer_json: str
-    entries: list[str]
-    """Tokens by id."""
-    config: dict[str, Any]
-    """What tokenizer_config.json will hold."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of tokenizer.json."""
-        return hashlib.sha256(self.tokenizer_json.encode()).hexdigest()
-
-    @property
-    def special_ids(self) -> SpecialIds:
-        """Ids of the five special tokens."""
-        pad, unk, cls, sep, mask = (self.entries.index(token) for token in SPECIAL_TOKENS)
-        return SpecialIds(pad=pad, unk=unk, cls=cls, sep=sep, mask=mask)
-
-    def save(self, folder: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and vocab.txt."""
-        write_text(folder / "tokenizer.json", self.tokenizer_json)
-        write_text(folder / "tokenizer_config.json", json.dumps(self.config, indent=2) + "\n")
-        write_text(folder / "vocab.txt", "".join(f"{entry}\n" for entry in self.entries))
-
-
-class Survey(NamedTuple):
-    """What training needs to know of a unit before it starts."""
-
-    text: bytes
-    """The sentences of the training part, one a line."""
-    characters: dict[str, int]
-    """How often each character occurs after normalisation."""
-    inner: set[str]
-    """Those that occur inside a word, not only at its beginning."""
 
 
 def survey(unit: Unit, held_out: HeldOut, lowercase: bool) -> Survey:
@@ -122,6 +80,7 @@ def from_entries(entries: list[str], lowercase: bool) -> Vocabulary:
         tokenizer_json=tokenizer.to_str(pretty=True),
         entries=entries,
         config={"tokenizer_class": "BertTokenizer", **own, **_token_names()},
+        special_ids=_special_ids(entries),
     )
 
 
@@ -183,7 +142,13 @@ def _from_json(text: str, path: Path) -> Vocabulary:
             "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
             **_token_names(),
         },
+        special_ids=_special_ids(entries),
     )
+
+
+def _special_ids(entries: list[str]) -> SpecialIds:
+    pad, unk, cls, sep, mask = (entries.index(token) for token in SPECIAL_TOKENS)
+    return SpecialIds(pad=pad, unk=unk, cls=cls, sep=sep, mask=mask)
 
 
 def _by_id(tokenizer: Tokenizer) -> list[str]:
