@@ -17,7 +17,7 @@ from largebatch.train.ledger import read_ledger
 
 HERE = Path(__file__).parents[1]
 # The timings differ from run to run, everything else must not.
-TIMES = {"seconds", "samples_per_second"}
+TIMES = {"seconds", "samples_per_second", "flops_per_second", "utilisation"}
 RECIPE = "train.toy:toy"
 
 
