@@ -15,6 +15,9 @@ PACKAGE = ROOT / "src" / "largebatch"
 PURE = ["counter_random", "errors", "batch", "scaling", "schedules", "plans", "plan_text"]
 ALLOWED: dict[str, list[str]] = {
     "errors": [],
+    "aside": [],
+    "stage_view": [],
+    "networks": ["errors"],
     "counter_random": [],
     "batch": [],
     "schedules": ["batch"],
@@ -24,10 +27,10 @@ ALLOWED: dict[str, list[str]] = {
     "optim.kernels": [],
     "optim": ["optim.kernels"],
     "text": ["counter_random", "errors"],
-    "bert": ["counter_random", "errors", "text"],
-    "gpt": ["counter_random", "errors", "text"],
-    "train": [*PURE, "optim"],
-    "report": [*PURE, "train"],
+    "bert": ["counter_random", "errors", "aside", "stage_view", "networks", "text"],
+    "gpt": ["counter_random", "errors", "stage_view", "networks", "text"],
+    "train": [*PURE, "aside", "stage_view", "optim"],
+    "report": [*PURE, "aside", "train"],
     "command_line": ["errors"],
     "prepare_display": ["text"],
     "predict": ["errors", "bert"],
@@ -37,7 +40,7 @@ ALLOWED: dict[str, list[str]] = {
     "__main__": ["cli"],
     "__init__": ["optim"],
 }
-NO_TORCH = ["errors", "counter_random", "batch", "schedules", "scaling", "plans", "plan_text"]
+NO_TORCH = ["errors", "aside", "counter_random", "batch", "schedules", "scaling", "plans", "plan_text"]
 
 
 def part_of(module: str) -> str:

@@ -10,3 +10,18 @@ class InputError(ValueError):
 
     said = False
     """True if another process prints the message, so that it is not repeated by each rank."""
+
+
+def check_at_least(record: object, **least: int) -> None:
+    """Raise InputError unless the fields of a record are at least so much; NaN is not."""
+    for name, lowest in least.items():
+        value = getattr(record, name)
+        if not value >= lowest:
+            raise InputError(f"{name} is {value}, allowed is {lowest} or more")
+
+
+def check_dropout(record: object, *names: str) -> None:
+    """Raise InputError unless the fields of a record are probabilities of dropping something and keeping the rest."""
+    for name in names:
+        if not 0 <= getattr(record, name) < 1:
+            raise InputError(f"{name} is {getattr(record, name)}, allowed is 0 or more and less than 1")

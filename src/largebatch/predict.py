@@ -13,6 +13,7 @@ from largebatch.bert.squad import (
     AnswerOptions,
     Reader,
     WindowSizes,
+    entries,
     evaluate,
     questions_of,
     read_dataset,
@@ -86,12 +87,7 @@ def _all(model: str, options: PredictOptions) -> Iterator[str]:
     for problem in problems:
         if not problem.kept:
             yield f"question {problem.id} is left out: {problem.what}"
-    v2 = options.may_be_impossible or any(
-        "is_impossible" in entry
-        for article in dataset["data"]
-        for paragraph in article["paragraphs"]
-        for entry in paragraph["qas"]
-    )
+    v2 = options.may_be_impossible or any("is_impossible" in entry for _, _, entry in entries(dataset))
     reader = _reader(model, options, v2)
     if options.out is not None:  # before minutes of reading, not after them
         options.out.mkdir(parents=True, exist_ok=True)

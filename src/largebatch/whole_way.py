@@ -13,7 +13,7 @@ from typing import Any
 
 from largebatch.bert.pretraining import BertPretraining
 from largebatch.bert.squad import read_questions
-from largebatch.errors import InputError
+from largebatch.errors import InputError, check_at_least
 from largebatch.recipes.squad import squad
 from largebatch.train.run import Run
 from largebatch.train.run_record import Origin
@@ -45,43 +45,41 @@ class WholeWay:
     """Most tokens of a window; 384, or what the model allows."""
 
     @property
-    def fine_tunes(self) -> bool:
-        """Whether anything is to be fine-tuned."""
-        return self.squad_train is not None and self.squad_dev is not None
+    def questions(self) -> tuple[str, str] | None:
+        """The questions to fine-tune on and those to be judged by; None where nothing is fine-tuned."""
+        if self.squad_train is None or self.squad_dev is None:
+            return None
+        return self.squad_train, self.squad_dev
 
     def check(self, run: Run[Any, Any]) -> None:
         """Raise InputError for what cannot work after days of pre-training, before they begin."""
         if (self.squad_train is None) != (self.squad_dev is None):
             lacking = "--squad-dev" if self.squad_dev is None else "--squad-train"
             raise InputError(f"{lacking} is missing: fine-tuning needs --squad-train and --squad-dev")
-        if not self.fine_tunes:
+        if self.questions is None:
             for field in fields(self):
                 if field.name.startswith("squad_") and getattr(self, field.name) != field.default:
                     name = f"--{field.name.replace('_', '-')}"
                     raise InputError(f"{name} is given, but nothing to fine-tune on: add --squad-train and --squad-dev")
         if not isinstance(run.task, BertPretraining):
             given = "--source" if self.source is not None else "--squad-train"
-            if self.source is not None or self.fine_tunes:
+            if self.source is not None or self.questions is not None:
                 raise InputError(
                     f"{given} needs a recipe that pre-trains BERT, the task here is {type(run.task).__name__}"
                 )
             return
-        if not self.fine_tunes:
+        if self.questions is None:
             return
-        for name, value in (("squad_seeds", self.squad_seeds), ("squad_batch", self.squad_batch)):
-            if value < 1:
-                raise InputError(f"{name} is {value}, allowed is 1 or more")
+        check_at_least(self, squad_seeds=1, squad_batch=1)
         for name, value in (("squad_epochs", self.squad_epochs), ("squad_lr", self.squad_lr)):
             if not 0 < value < float("inf"):
                 raise InputError(f"{name} is {value}, allowed is more than 0")
-        assert self.squad_train is not None
-        assert self.squad_dev is not None
-        read_questions(self.squad_train, "train")
-        read_questions(self.squad_dev, "validation")
+        for source, split in zip(self.questions, ("train", "validation"), strict=True):
+            read_questions(source, split)
 
     def describe(self) -> Iterator[str]:
         """Yield a line on what follows the pre-training."""
-        if self.fine_tunes:
+        if self.questions is not None:
             yield (
                 f"then SQuAD with {self.squad_seeds} seeds: {self.squad_epochs:g} epochs of {self.squad_train} at "
                 f"batch {self.squad_batch}, peak lr {self.squad_lr:g}; their time is not counted"
@@ -110,13 +108,12 @@ class WholeWay:
 
     def fine_tunings(self, run: Run[Any, Any], folder: Path) -> Iterator[tuple[Path, Run[Any, Any], Origin]]:
         """Yield (folder, run, origin) of each fine-tuning, once the pre-training in a folder is done."""
-        if not self.fine_tunes:
+        if self.questions is None:
             return
-        assert self.squad_train is not None
-        assert self.squad_dev is not None
+        train, dev = self.questions
         arguments = {
-            "train": self.squad_train,
-            "dev": self.squad_dev,
+            "train": train,
+            "dev": dev,
             "init_from": str(folder / "model"),
             "batch": self.squad_batch,
             "epochs": self.squad_epochs,

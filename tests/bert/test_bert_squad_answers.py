@@ -1,6 +1,7 @@
 """Answers are the best spans: compared with a search over all of them."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,6 @@ def test_scores_that_are_no_numbers_give_no_answer() -> None:
 
 
 @pytest.mark.parametrize("given_options", [{"answer_length": 0}, {"best": 0}, {"null_threshold": math.nan}])
-def test_options_out_of_range_are_refused(given_options: dict[str, float]) -> None:
+def test_options_out_of_range_are_refused(given_options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="allowed is"):
-        AnswerOptions(**given_options)  # type: ignore[arg-type]
+        AnswerOptions(**given_options)

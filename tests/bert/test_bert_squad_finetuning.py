@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from largebatch.bert.squad_finetuning import SquadFineTuning
 from largebatch.bert.squad_windows import WindowSizes
 from largebatch.errors import InputError
 
+STAGE: Any = SimpleNamespace(name="squad", task_options={})
 SIZES: dict[str, Any] = {"sequence_length": 24, "stride": 8, "question_length": 4}
 
 
@@ -38,7 +40,7 @@ def _learn(task: SquadFineTuning, steps: int, lr: float, shift: int = 0) -> nn.M
     """Train on batches of 24 windows; `shift` moves the labels of ends, a deliberate mistake."""
     torch.manual_seed(0)
     model = task.build_model(0)
-    data = task.dataset(None, 0)  # type: ignore[arg-type]
+    data = task.dataset(STAGE, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     for step in range(steps):
         batch = task.collate([data[0, (24 * step + i) % len(data)] for i in range(24)])
@@ -51,7 +53,7 @@ def _learn(task: SquadFineTuning, steps: int, lr: float, shift: int = 0) -> nn.M
 
 
 def _judged(task: SquadFineTuning, model: nn.Module, at_once: int = 64) -> tuple[float, dict[str, float]]:
-    questions = task.evaluation_dataset(None, 0)  # type: ignore[arg-type]
+    questions = task.evaluation_dataset(STAGE, 0)
     sums: dict[str, Tensor] = {}
     for first in range(0, len(questions), at_once):
         part = [questions[0, i] for i in range(first, min(first + at_once, len(questions)))]
@@ -73,7 +75,7 @@ def test_a_bert_learns_to_answer_and_answers_elsewhere(task: SquadFineTuning, tm
     task.export(model, tmp_path / "model")
     theirs = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model").eval()
     AutoTokenizer.from_pretrained(tmp_path / "model")
-    question = task.collate([task.evaluation_dataset(None, 0)[0, 3]])  # type: ignore[arg-type]
+    question = task.collate([task.evaluation_dataset(STAGE, 0)[0, 3]])
     inputs = {name: question[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
     logits = theirs(**inputs | {"attention_mask": inputs["attention_mask"].long()}).start_logits
     starts, _ = model(**inputs)
@@ -172,7 +174,7 @@ def test_subsets_are_spread_over_the_questions(task: SquadFineTuning) -> None:
     few = replace(task, train_questions=30, dev_questions=10)
     asked = [question.id for question in few._encoded_training().questions]
     assert asked == [f"q{4 * i}" for i in range(30)]
-    assert len(few.evaluation_dataset(None, 0)) == 10  # type: ignore[arg-type]
+    assert len(few.evaluation_dataset(STAGE, 0)) == 10
     assert few.fingerprint() != task.fingerprint() == replace(task, dropout=0.3).fingerprint()
 
 

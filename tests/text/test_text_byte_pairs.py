@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from largebatch.errors import InputError
 from largebatch.text import byte_pairs
-from largebatch.text.options import PrepareOptions
+from largebatch.text.options import LEAST_BYTE_PAIRS, PrepareOptions
 from largebatch.text.prepare import prepare
 from largebatch.text.shards import DocumentStore, PreparedCorpus
 
@@ -99,10 +99,11 @@ def test_wordpiece_and_bpe_are_not_mixed_up(tmp_path: Path) -> None:
 
 
 def test_bad_vocabularies_are_refused(tmp_path: Path) -> None:
+    words: Any = "words"
     with pytest.raises(InputError, match="bpe needs 257 or more"):
         PrepareOptions(tokenizer="bpe", vocabulary_size=256)
     with pytest.raises(InputError, match="tokenizer is 'words': allowed are wordpiece, bpe"):
-        PrepareOptions(tokenizer="words")  # type: ignore[arg-type]
+        PrepareOptions(tokenizer=words)
     with pytest.raises(InputError, match="cannot be read"):
         byte_pairs.load(tmp_path / "nowhere")
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
@@ -119,5 +120,5 @@ def test_bad_vocabularies_are_refused(tmp_path: Path) -> None:
 
 def test_a_text_too_short_for_merges_is_bytes(tmp_path: Path) -> None:
     corpus = _prepared(tmp_path, [["a b"], ["c"]], held_out_fraction=0.0)
-    assert corpus.vocabulary_size == byte_pairs.LEAST_SIZE
+    assert corpus.vocabulary_size == LEAST_BYTE_PAIRS
     assert sorted(_texts(corpus, corpus.train)) == ["a b", "c"]

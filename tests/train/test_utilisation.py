@@ -1,5 +1,7 @@
 """Operations a second: counted as the model asks for them, and a share of what the device can do."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -58,7 +60,8 @@ def test_a_share_of_what_was_measured() -> None:
         def flops(self, batch: dict[str, torch.Tensor]) -> float:
             return float(len(batch["a"]))
 
-    told = Utilisation(Told())  # type: ignore[arg-type]
+    task: Any = Told()
+    told = Utilisation(task)
     assert told.fields(10.0, 2.0) == {}, "nothing before it was measured"
     session = told.measure(world, torch.float32)
     ceiling = session["matrix_flops_per_second"]

@@ -18,6 +18,7 @@ from largebatch.bert.attention import spread
 from largebatch.bert.encoder import encode_at
 from largebatch.bert.masking import IGNORED
 from largebatch.bert.weights import BertConfig, BertForPreTraining
+from largebatch.networks import seeded
 
 
 class PretrainingModel(nn.Module):
@@ -76,7 +77,7 @@ def random_model(config: BertConfig, seed: int) -> PretrainingModel:
 
     The state of PyTorch's global generator is left as it was.
     """
-    with weights.seeded(seed):
+    with seeded(seed):
         network = BertForPreTraining._from_config(config, dtype=torch.float32)
     return PretrainingModel(network)
 
@@ -91,13 +92,3 @@ def pretrained_model(folder: Path, seed: int, *, dropout: float, attention_dropo
     )
     network.tie_weights()
     return PretrainingModel(network)
-
-
-def save(model: nn.Module, folder: Path) -> None:
-    """Write the network in Hugging Face's format; ``model`` may be wrapped (distributed, compiled).
-
-    Raises:
-        InputError: if the disk does not take it.
-    """
-    inner = next(module for module in model.modules() if isinstance(module, PretrainingModel))
-    weights.save(inner.network, folder)

@@ -1,12 +1,11 @@
 """BERT's pre-training as a task for the training loop: masked tokens and sentence pairs, each with its own count."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,24 +16,17 @@ from largebatch.bert.dataset import MaskedPair, MaskedPairs
 from largebatch.bert.flops import BertSizes
 from largebatch.bert.masking import IGNORED, Masking
 from largebatch.bert.pairs import SHORTEST_SEQUENCE, SentencePairs
-from largebatch.bert.tokenizer_files import copy_tokenizer
-from largebatch.errors import InputError
+from largebatch.errors import InputError, check_at_least, check_dropout
+from largebatch.networks import check_heads, save_network
+from largebatch.stage_view import StageView
 from largebatch.text.shards import DocumentStore, PreparedCorpus
+from largebatch.text.unigrams import surprise
+from largebatch.text.vocabulary import copy_tokenizer
 
 if TYPE_CHECKING:
     from transformers import BertConfig
 
 _HELD_OUT_SEED = 0
-
-
-class StageView(Protocol):
-    """What the task may know of a stage."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def task_options(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +132,7 @@ class BertPretraining:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the corpus's manifest, which holds the checksums of all its files."""
-        return hashlib.sha256((self._corpus.folder / "manifest.json").read_bytes()).hexdigest()
+        return self._corpus.fingerprint()
 
     def build_model(self, seed: int) -> nn.Module:
         """Return a ``PretrainingModel`` in float32 on the CPU: random weights, or those of ``init_from``."""
@@ -231,9 +223,9 @@ class BertPretraining:
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write model and tokenizer so that ``AutoModelForPreTraining`` and ``AutoTokenizer`` load the folder."""
-        from largebatch.bert.model import save
+        from largebatch.bert.model import PretrainingModel
 
-        save(model, folder)
+        save_network(model, PretrainingModel, folder)
         copy_tokenizer(self._corpus.folder, folder)
 
     @cached_property
@@ -243,8 +235,7 @@ class BertPretraining:
     @cached_property
     def _unigram_surprise(self) -> Tensor:
         """-ln of each token's share of the training tokens, unseen ones counted once, float64 [vocabulary_size]."""
-        counts = np.maximum(self._corpus.token_counts(), 1).astype(np.float64)
-        return torch.from_numpy(np.log(counts.sum()) - np.log(counts))
+        return torch.from_numpy(surprise(self._corpus.token_counts()))
 
     def _masked_pairs(self, store: DocumentStore, stage: StageView, seed: int, limit: int | None) -> MaskedPairs:
         options, corpus = StageOptions.of(stage), self._corpus
@@ -287,24 +278,17 @@ class BertPretraining:
         )
 
     def _check_fields(self) -> None:
-        for name, least in (
-            ("hidden_size", 1),
-            ("layers", 1),
-            ("attention_heads", 1),
-            ("intermediate_size", 1),
-            ("max_position_embeddings", SHORTEST_SEQUENCE),
-            ("held_out_pairs", 1),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed is {least} or more")
-        if self.hidden_size % self.attention_heads:
-            raise InputError(
-                f"hidden_size is {self.hidden_size} and attention_heads {self.attention_heads}: "
-                "the heads must divide the hidden size"
-            )
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed is 0 or more and less than 1")
+        check_at_least(
+            self,
+            hidden_size=1,
+            layers=1,
+            attention_heads=1,
+            intermediate_size=1,
+            max_position_embeddings=SHORTEST_SEQUENCE,
+            held_out_pairs=1,
+        )
+        check_heads(self.hidden_size, self.attention_heads)
+        check_dropout(self, "dropout", "attention_dropout")
         if not 0 < self.masked_fraction <= 1:
             raise InputError(f"masked_fraction is {self.masked_fraction}, allowed is more than 0 and up to 1")
         if not 0 <= self.short_sequence_probability <= 1:

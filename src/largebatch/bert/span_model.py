@@ -10,6 +10,7 @@ from largebatch.bert import weights
 from largebatch.bert.attention import spread
 from largebatch.bert.weights import BertConfig, BertForQuestionAnswering
 from largebatch.errors import InputError
+from largebatch.networks import seeded
 
 
 class SpanModel(nn.Module):
@@ -69,7 +70,7 @@ def untrained_span_model(folder: Path, seed: int, *, dropout: float, attention_d
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} has no configuration of a BERT: {' '.join(str(error).split())}") from None
-    with weights.seeded(seed):
+    with seeded(seed):
         network = BertForQuestionAnswering._from_config(config, dtype=torch.float32)
     return SpanModel(network.train())
 
@@ -82,13 +83,3 @@ def trained_span_model(folder: Path) -> SpanModel:
     """
     network = weights.load(BertForQuestionAnswering, folder, 0, dropout=0.0, attention_dropout=0.0, heads_needed=True)
     return SpanModel(network.eval())
-
-
-def save(model: nn.Module, folder: Path) -> None:
-    """Write the network in Hugging Face's format; ``model`` may be wrapped (distributed, compiled).
-
-    Raises:
-        InputError: if the disk does not take it.
-    """
-    inner = next(module for module in model.modules() if isinstance(module, SpanModel))
-    weights.save(inner.network, folder)

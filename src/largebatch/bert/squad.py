@@ -10,5 +10,6 @@ from largebatch.bert.squad_questions import questions_of as questions_of
 from largebatch.bert.squad_questions import read_questions as read_questions
 from largebatch.bert.squad_reader import Reader as Reader
 from largebatch.bert.squad_reader import write_predictions as write_predictions
+from largebatch.bert.squad_source import entries as entries
 from largebatch.bert.squad_source import read_dataset as read_dataset
 from largebatch.bert.squad_windows import WindowSizes as WindowSizes

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from largebatch.bert.squad_windows import EncodedContext, Window
-from largebatch.errors import InputError
+from largebatch.errors import InputError, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,7 @@ class AnswerOptions:
     """With that: by how much its score has to exceed that of the best span."""
 
     def __post_init__(self) -> None:
-        for name in ("answer_length", "best"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed is 1 or more")
+        check_at_least(self, answer_length=1, best=1)
         if not np.isfinite(self.null_threshold):
             raise InputError(f"null_threshold is {self.null_threshold}, allowed is a finite number")
 

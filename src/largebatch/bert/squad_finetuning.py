@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +24,14 @@ from largebatch.bert.squad_batches import (
 from largebatch.bert.squad_metrics import scores
 from largebatch.bert.squad_questions import Question, read_questions
 from largebatch.bert.squad_windows import EncodedQuestions, Window, WindowSizes
-from largebatch.errors import InputError
+from largebatch.errors import InputError, check_at_least, check_dropout
+from largebatch.networks import save_network
+from largebatch.stage_view import StageView
+from largebatch.text.vocabulary import copy_tokenizer
 
 _log = logging.getLogger(__name__)
 
 _SHOWN_PROBLEMS = 5
-
-
-class StageView(Protocol):
-    """What the task may know of a stage."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def task_options(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +79,9 @@ class SquadFineTuning:
 
         What is wrong with single questions is logged, the first few with their ids.
         """
-        for name in ("train_questions", "dev_questions"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}, allowed is 1 or more")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed is 0 or more and less than 1")
+        subsets = {name: 1 for name in ("train_questions", "dev_questions") if getattr(self, name) is not None}
+        check_at_least(self, **subsets)
+        check_dropout(self, "dropout", "attention_dropout")
         self._answer_options(may_be_impossible=False)
         longest = starting_weights.sizes(Path(self.init_from))["max_position_embeddings"]
         if self._sizes.sequence_length > longest:
@@ -158,9 +146,7 @@ class SquadFineTuning:
 
     def flops(self, batch: Mapping[str, Tensor]) -> float:
         """Return the operations of a forward and backward pass; see ``bert.flops``."""
-        sizes = starting_weights.sizes(Path(self.init_from))
-        names = ("layers", "hidden_size", "intermediate_size")
-        return BertSizes(**{name: sizes[name] for name in names}).spans(batch["attention_mask"])
+        return self._model_sizes.spans(batch["attention_mask"])
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the sum over windows of the mean cross-entropy of start and end, in nats."""
@@ -203,10 +189,10 @@ class SquadFineTuning:
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write model and tokenizer so that ``AutoModelForQuestionAnswering`` and ``AutoTokenizer`` load the folder."""
-        from largebatch.bert.span_model import save
+        from largebatch.bert.span_model import SpanModel
 
-        save(model, folder)
-        tokenizer_files.copy_tokenizer(Path(self.init_from), folder)
+        save_network(model, SpanModel, folder)
+        copy_tokenizer(Path(self.init_from), folder)
 
     def training_windows(self) -> int:
         """Return how many windows an epoch has."""
@@ -228,6 +214,11 @@ class SquadFineTuning:
 
     def _encoded_dev(self) -> EncodedQuestions:
         return _encoded(self.dev, "validation", self.dev_questions, self.init_from, self._sizes)
+
+    @cached_property
+    def _model_sizes(self) -> BertSizes:
+        sizes = starting_weights.sizes(Path(self.init_from))
+        return BertSizes(**{name: sizes[name] for name in ("layers", "hidden_size", "intermediate_size")})
 
     @cached_property
     def _is_v2(self) -> bool:

@@ -5,11 +5,11 @@ taken where it stands nearest to that: files written by programs that count in U
 outside the basic plane.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from largebatch.bert.squad_source import read_dataset
+from largebatch.bert.squad_source import entries, read_dataset
 from largebatch.errors import InputError
 
 
@@ -72,7 +72,7 @@ def questions_of(dataset: Mapping[str, Any], *, answers_needed: bool = True) -> 
     questions: list[Question] = []
     problems: list[Problem] = []
     seen: set[str] = set()
-    for place, context, entry in _entries(dataset):
+    for place, context, entry in entries(dataset):
         name = entry.get("id") if isinstance(entry, Mapping) else None
         shown = name if isinstance(name, str) and name else place
         told: list[str] = []
@@ -90,25 +90,6 @@ def questions_of(dataset: Mapping[str, Any], *, answers_needed: bool = True) -> 
         why = f"; the first: {problems[0].id}: {problems[0].what}" if problems else ""
         raise InputError(f"there is no usable question among {len({problem.id for problem in problems})}{why}")
     return questions, problems
-
-
-def _entries(dataset: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (place in the file, context, entry) for each question."""
-    try:
-        for i, article in enumerate(_list(dataset["data"])):
-            for j, paragraph in enumerate(_list(article["paragraphs"])):
-                for k, entry in enumerate(_list(paragraph["qas"])):
-                    yield f"data[{i}].paragraphs[{j}].qas[{k}]", paragraph.get("context"), entry
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"the data is not of SQuAD's form, data > paragraphs > qas: {type(error).__name__}: {error}"
-        ) from None
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"a list is wanted, not {type(value).__name__}")
-    return value
 
 
 def _question(entry: Any, context: Any, told: list[str], answers_needed: bool) -> Question:

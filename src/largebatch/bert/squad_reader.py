@@ -1,14 +1,12 @@
 """A fine-tuned BERT that answers questions."""
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from largebatch.aside import write_aside
 from largebatch.bert.squad_answers import AnswerOptions, RankedAnswer
 from largebatch.bert.squad_batches import JudgedQuestions, collate_questions
 from largebatch.bert.squad_questions import Question
@@ -109,20 +107,6 @@ def write_predictions(folder: Path, answers: Mapping[str, Sequence[RankedAnswer]
     ranked = {name: [answer._asdict() for answer in ranked] for name, ranked in answers.items()}
     written = []
     for name, content in (("predictions.json", given), ("nbest_predictions.json", ranked)):
-        _write_aside(folder / name, content)
+        write_aside(folder / name, json.dumps(content, ensure_ascii=False, indent=1))
         written.append(folder / name)
     return written
-
-
-def _write_aside(path: Path, content: Any) -> None:
-    aside = path.with_name(path.name + ".partial")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise

@@ -4,13 +4,12 @@ Whatever the source, what is read has the form of the official JSON, which the q
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from largebatch.errors import InputError
 from largebatch.text.files import FileContent, list_files
-from largebatch.text.hub import is_saved_dataset, one_line, open_dataset
-from largebatch.text.options import HUGGING_FACE
+from largebatch.text.hub import dataset_name, one_line, open_dataset
 
 _FIELDS = ("id", "context", "question", "answers")
 
@@ -26,10 +25,8 @@ def read_dataset(source: str, split: str = "train") -> dict[str, Any]:
     Raises:
         InputError: there is no such file or dataset, or it is torn or no JSON object.
     """
-    if source.startswith(HUGGING_FACE) and not source.startswith("hf://"):
-        return _rows(source.removeprefix(HUGGING_FACE), split)
-    if is_saved_dataset(source):
-        return _rows(source, split)
+    if (name := dataset_name(source)) is not None:
+        return _rows(name, split)
     files = list_files(source, frozenset({".json"}))
     if len(files) != 1:
         raise InputError(f"{source} has {len(files)} JSON files; give the one that holds the questions")
@@ -90,3 +87,26 @@ def dataset_of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             for entry in entries:
                 entry["is_impossible"] = not entry["answers"]
     return {"data": [{"paragraphs": [{"context": context, "qas": qas}]} for context, qas in paragraphs.items()]}
+
+
+def entries(dataset: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (place in the file, context, entry) for each question of a data set in SQuAD's form.
+
+    Raises:
+        InputError: it has not that form.
+    """
+    try:
+        for i, article in enumerate(_list(dataset["data"])):
+            for j, paragraph in enumerate(_list(article["paragraphs"])):
+                for k, entry in enumerate(_list(paragraph["qas"])):
+                    yield f"data[{i}].paragraphs[{j}].qas[{k}]", paragraph.get("context"), entry
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the data is not of SQuAD's form, data > paragraphs > qas: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"a list is wanted, not {type(value).__name__}")
+    return value

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from largebatch.bert.squad_questions import Answer, Question
-from largebatch.errors import InputError
+from largebatch.errors import InputError, check_at_least
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,9 +40,7 @@ class WindowSizes:
     """A longer question loses its end."""
 
     def __post_init__(self) -> None:
-        for name in ("stride", "question_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed is 1 or more")
+        check_at_least(self, stride=1, question_length=1)
         if self.sequence_length <= self.question_length + _SPECIAL_TOKENS:
             raise InputError(
                 f"sequence_length is {self.sequence_length}: with question_length {self.question_length} it must be "

@@ -1,6 +1,5 @@
-"""The tokenizer of a Hugging Face folder, as the fast one of `tokenizers`, and its files."""
+"""The tokenizer of a Hugging Face folder, as the fast one of `tokenizers`."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +7,6 @@ from largebatch.errors import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
-"""What `transformers` looks for beside a BERT."""
 
 
 def tokenizer_of(folder: Path) -> "Tokenizer":
@@ -31,10 +27,3 @@ def tokenizer_of(folder: Path) -> "Tokenizer":
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def copy_tokenizer(folder: Path, to: Path) -> None:
-    """Copy the files of a tokenizer that are there."""
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, to / name)

@@ -1,8 +1,6 @@
-"""The networks of transformers: their weights from a folder and back, in silence, and the same for the same seed."""
+"""BERTs of transformers: their weights from a folder, and what we put in the place of some of their layers."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,13 +8,12 @@ import torch
 
 from largebatch.bert.dropout import quicken_
 from largebatch.errors import InputError
+from largebatch.networks import quiet, seeded
 
 try:
-    from safetensors import SafetensorError
     from transformers import BertConfig as BertConfig
     from transformers import BertForPreTraining as BertForPreTraining
     from transformers import BertForQuestionAnswering as BertForQuestionAnswering
-    from transformers.utils import logging as transformers_logging
 
     from largebatch.bert.attention import ATTENTION
 except ModuleNotFoundError as error:
@@ -50,7 +47,7 @@ def load(
         InputError: if the weights cannot be read, or parts of the encoder, or a head that is needed, are missing.
     """
     try:
-        with seeded(seed), _quiet():
+        with seeded(seed), quiet():
             network, found = kind.from_pretrained(
                 folder,
                 hidden_dropout_prob=dropout,
@@ -86,41 +83,3 @@ def ours(network: T) -> T:
     module.set_attn_implementation(ATTENTION)
     quicken_(module)
     return network
-
-
-def save(network: Any, folder: Path) -> None:
-    """Write a network in Hugging Face's format.
-
-    Raises:
-        InputError: if the disk does not take it.
-    """
-    try:
-        with _quiet():
-            network.save_pretrained(folder)
-    except SafetensorError as error:  # which hides the operating system's error in its text
-        raise InputError(f"the model could not be written to {folder}: {error}") from error
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's generator, from which new weights are drawn, and restore it afterwards."""
-    state = torch.get_rng_state()
-    try:
-        torch.default_generator.manual_seed(seed)
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from drawing progress bars and tables of missing weights, which are reported here."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

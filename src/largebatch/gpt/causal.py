@@ -1,33 +1,22 @@
 """Causal language modelling as a task for the training loop: each token from those before it, on packed sequences."""
 
-import hashlib
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from largebatch.errors import InputError
+from largebatch.errors import InputError, check_at_least, check_dropout
 from largebatch.gpt.packed import Integers, PackedSequences
+from largebatch.networks import check_heads, save_network
+from largebatch.stage_view import StageView
 from largebatch.text.shards import DocumentStore, PreparedCorpus
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
-
-
-class StageView(Protocol):
-    """What the task may know of a stage."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def task_options(self) -> Mapping[str, Any]: ...
+from largebatch.text.unigrams import surprise
+from largebatch.text.vocabulary import copy_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +48,11 @@ class CausalLanguageModel:
 
     def check(self, stages: Sequence[StageView]) -> None:
         """Raise InputError for anything in the fields, the corpus or the stages that cannot work."""
-        for name in ("hidden_size", "layers", "attention_heads", "max_position_embeddings", "held_out_sequences"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed is 1 or more")
-        if self.hidden_size % self.attention_heads:
-            raise InputError(
-                f"hidden_size is {self.hidden_size} and attention_heads {self.attention_heads}: "
-                "the heads must divide the hidden size"
-            )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}, allowed is 0 or more and less than 1")
+        check_at_least(
+            self, hidden_size=1, layers=1, attention_heads=1, max_position_embeddings=1, held_out_sequences=1
+        )
+        check_heads(self.hidden_size, self.attention_heads)
+        check_dropout(self, "dropout")
         self._corpus.tokenizer()
         for stage in stages:
             length = self._length(stage)
@@ -81,7 +65,7 @@ class CausalLanguageModel:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the corpus's manifest, which holds the checksums of all its files."""
-        return hashlib.sha256((self._corpus.folder / "manifest.json").read_bytes()).hexdigest()
+        return self._corpus.fingerprint()
 
     def build_model(self, seed: int) -> nn.Module:
         """Return a ``CausalModel`` with random weights, in float32 on the CPU."""
@@ -169,12 +153,10 @@ class CausalLanguageModel:
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write model and tokenizer so that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load the folder."""
-        from largebatch.gpt.model import save
+        from largebatch.gpt.model import CausalModel
 
-        save(model, folder)
-        for name in _TOKENIZER_FILES:
-            if (self._corpus.folder / name).is_file():
-                shutil.copyfile(self._corpus.folder / name, folder / name)
+        save_network(model, CausalModel, folder)
+        copy_tokenizer(self._corpus.folder, folder)
 
     @cached_property
     def _corpus(self) -> PreparedCorpus:
@@ -183,10 +165,9 @@ class CausalLanguageModel:
     @cached_property
     def _unigram_surprise(self) -> Tensor:
         """-ln of each token's share of the training stream, float64 [vocabulary_size]; unseen ones count once."""
-        counts = self._corpus.token_counts().astype(np.float64)
+        counts = self._corpus.token_counts()
         counts[self._corpus.end_id] += self._corpus.train.documents
-        counts = np.maximum(counts, 1)
-        return torch.from_numpy(np.log(counts.sum()) - np.log(counts))
+        return torch.from_numpy(surprise(counts))
 
     def _packed(self, store: DocumentStore, stage: StageView, limit: int | None) -> PackedSequences:
         return PackedSequences(store, self._corpus.end_id, self._length(stage), limit)

@@ -1,6 +1,5 @@
 """GPT-2 with its loss as a sum over tokens, taken in portions so that no logits of a whole batch are kept."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from largebatch.errors import InputError
+from largebatch.networks import seeded
 
 try:
     from transformers import GPT2Config as GPT2Config
@@ -65,16 +65,6 @@ def random_model(config: GPT2Config, seed: int) -> CausalModel:
 
     The state of PyTorch's global generator is left as it was.
     """
-    state = torch.get_rng_state()
-    try:
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         network = GPT2LMHeadModel._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-    finally:
-        torch.set_rng_state(state)
     return CausalModel(network)
-
-
-def save(model: nn.Module, folder: Path) -> None:
-    """Write the network in Hugging Face's format; ``model`` may be wrapped (distributed, compiled)."""
-    inner = next(module for module in model.modules() if isinstance(module, CausalModel))
-    inner.network.save_pretrained(folder)

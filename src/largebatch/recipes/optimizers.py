@@ -27,15 +27,7 @@ class Lamb:
 
     def build(self, model: nn.Module) -> LAMB:
         """Return LAMB over the model's parameters, by name; the loop sets the learning rate before each step."""
-        return LAMB(
-            layer_groups(model, weight_decay=self.weight_decay),
-            lr=0.0,
-            betas=self.betas,
-            eps=self.eps,
-            bias_correction=self.bias_correction,
-            max_grad_norm=self.max_grad_norm,
-            foreach=self.foreach,
-        )
+        return _lamb(self, layer_groups(model, weight_decay=self.weight_decay))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +51,17 @@ class Adamw:
 
     def build(self, model: nn.Module) -> LAMB:
         """Return the optimizer over the model's parameters, by name; the loop sets the rate before each step."""
-        groups: Any = layer_groups(model, weight_decay=self.weight_decay)
-        return LAMB(
-            [{**group, "adapt": False} for group in groups],
-            lr=0.0,
-            betas=self.betas,
-            eps=self.eps,
-            bias_correction=self.bias_correction,
-            max_grad_norm=self.max_grad_norm,
-            foreach=self.foreach,
-        )
+        groups = layer_groups(model, weight_decay=self.weight_decay)
+        return _lamb(self, [{**group, "adapt": False} for group in groups])
+
+
+def _lamb(choice: Lamb | Adamw, groups: list[dict[str, Any]]) -> LAMB:
+    return LAMB(
+        groups,
+        lr=0.0,
+        betas=choice.betas,
+        eps=choice.eps,
+        bias_correction=choice.bias_correction,
+        max_grad_norm=choice.max_grad_norm,
+        foreach=choice.foreach,
+    )

@@ -1,12 +1,12 @@
 """The report of one run: a single HTML file that needs no network, no server and no other file."""
 
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from largebatch.aside import write_aside
 from largebatch.errors import InputError
 from largebatch.report import configuration, summary
 from largebatch.report.charts import Chart, Table
@@ -34,17 +34,8 @@ def write_report(run_folder: Path, out: Path | None = None) -> Path:
     """
     page = render(RunFolder.read(run_folder))
     path = run_folder / "report.html" if out is None else out
-    aside = path.with_name(path.name + ".partial")
     try:
-        try:
-            with aside.open("w", encoding="utf-8") as file:
-                file.write(page)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+        write_aside(path, page)
     except OSError as error:
         raise InputError(f"the report {path} cannot be written: {error.strerror or error}") from error
     return path

@@ -17,8 +17,6 @@ from largebatch.text.shards import EndId
 from largebatch.text.vocabulary import Survey, Vocabulary
 
 END = "<|endoftext|>"
-LEAST_SIZE = 257
-"""All bytes, and the end of a document."""
 _LEAST_COUNT = 2  # of a pair that is merged
 
 

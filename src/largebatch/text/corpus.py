@@ -16,8 +16,8 @@ from largebatch.errors import InputError
 from largebatch.text import pydocs
 from largebatch.text.documents import Format, Part, Unit, as_unit, encodable, text_of, unit_bytes
 from largebatch.text.files import COMPRESSIONS, FileContent, InputFile, list_files
-from largebatch.text.hub import is_saved_dataset, one_line, open_dataset
-from largebatch.text.options import HUGGING_FACE, PYDOCS, PrepareOptions
+from largebatch.text.hub import dataset_name, one_line, open_dataset
+from largebatch.text.options import PYDOCS, PrepareOptions
 from largebatch.text.processes import WorkerPool
 
 DOCUMENT_BYTES = 1 << 24
@@ -56,10 +56,8 @@ def open_source(options: PrepareOptions) -> Source:
     source = options.source
     if source == PYDOCS:
         return PydocsSource()
-    if source.startswith(HUGGING_FACE) and not source.startswith("hf://"):
-        return DatasetSource(options, source[len(HUGGING_FACE) :])
-    if is_saved_dataset(source):
-        return DatasetSource(options, source)
+    if (name := dataset_name(source)) is not None:
+        return DatasetSource(options, name)
     return FileSource(options, list_files(source, _IN_FOLDERS))
 
 

@@ -5,6 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.errors import InputError
+from largebatch.text.options import HUGGING_FACE
+
+
+def dataset_name(source: str) -> str | None:
+    """Return the name or the folder of the Hugging Face dataset that a source is; None if it is none."""
+    if source.startswith(HUGGING_FACE) and not source.startswith("hf://"):
+        return source.removeprefix(HUGGING_FACE)
+    return source if is_saved_dataset(source) else None
 
 
 def is_saved_dataset(source: str) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.errors import InputError
-from largebatch.text.partial import syncing_names, writing
+from largebatch.text.partial import rename_whole, writing
 from largebatch.text.shards import (
     MANIFEST,
     SHARD_FILE,
@@ -80,11 +80,7 @@ def join(parts: Sequence[Path | str], out: Path | str) -> PreparedCorpus:
             facts={"parts": found, "tokenizers": version("tokenizers")},
         )
         (aside / ".joining").unlink()
-        syncing_names(aside)
-        if out.is_dir():
-            out.rmdir()  # empty, or it would not have come so far
-        aside.rename(out)
-        syncing_names(out.parent)
+        rename_whole(aside, out)
     return PreparedCorpus.open(out)
 
 

@@ -9,6 +9,8 @@ from largebatch.text.sentences import SentenceMode
 
 PYDOCS = "pydocs"
 HUGGING_FACE = "hf:"
+LEAST_BYTE_PAIRS = 257
+"""The smallest vocabulary of byte-level BPE: all bytes, and the end of a document."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +84,10 @@ class PrepareOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} is {value}: at least {least} is allowed")
-        if self.tokenizer == "bpe" and self.vocabulary_size < 257:
-            raise InputError(f"vocabulary_size is {self.vocabulary_size}: bpe needs 257 or more, one for each byte")
+        if self.tokenizer == "bpe" and self.vocabulary_size < LEAST_BYTE_PAIRS:
+            raise InputError(
+                f"vocabulary_size is {self.vocabulary_size}: bpe needs {LEAST_BYTE_PAIRS} or more, one for each byte"
+            )
         if self.seed >= 1 << 64:
             raise InputError(f"seed is {self.seed}: it must be below 2^64")
 

@@ -149,11 +149,7 @@ class Partial:
                     path.unlink()
             write_manifest(self.folder, **manifest)
             shutil.rmtree(self.work)
-            syncing_names(self.folder)
-            if self._out.is_dir():
-                self._out.rmdir()  # empty, or it would not have come so far
-            self.folder.rename(self._out)
-            syncing_names(self._out.parent)
+            rename_whole(self.folder, self._out)
 
     def _record_path(self, number: int) -> Path:
         return self.work / f"shard-{number:05d}.json"
@@ -196,7 +192,16 @@ def _locked(folder: Path) -> int | None:
     return handle
 
 
-def syncing_names(folder: Path) -> None:
+def rename_whole(folder: Path, out: Path) -> None:
+    """Give a finished folder its name, which an empty one may have had, and make both last."""
+    _sync(folder)
+    if out.is_dir():
+        out.rmdir()  # empty, or it would not have come so far
+    folder.rename(out)
+    _sync(out.parent)
+
+
+def _sync(folder: Path) -> None:
     """Make the names in a folder last, where the system can."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -200,6 +200,10 @@ class PreparedCorpus:
         found = special_ids(self.manifest)
         return found.end if isinstance(found, EndId) else found.sep
 
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the manifest, which holds the checksums of all files."""
+        return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
+
     def token_counts(self) -> NDArray[np.int64]:
         """Return how often each token occurs in the training part, int64 [vocabulary_size]."""
         return np.load(self.folder / TOKEN_COUNTS)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,13 @@ class Vocabulary:
         write_text(folder / "tokenizer_config.json", json.dumps(self.config, indent=2) + "\n")
         if isinstance(self.special_ids, SpecialIds):
             write_text(folder / "vocab.txt", "".join(f"{entry}\n" for entry in self.entries))
+
+
+def copy_tokenizer(folder: Path, to: Path) -> None:
+    """Copy those files of a tokenizer that a folder, a corpus or a model of Hugging Face's format, has."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, to / name)
 
 
 class Survey(NamedTuple):

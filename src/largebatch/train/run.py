@@ -13,7 +13,7 @@ import torch
 import tyro
 from torch import nn
 
-from largebatch.errors import InputError
+from largebatch.errors import InputError, check_at_least
 from largebatch.schedules import Schedule
 
 TaskT = TypeVar("TaskT")
@@ -117,17 +117,16 @@ class Run(Generic[TaskT, OptimizerT]):
             raise InputError(f"microbatch is {self.microbatch}, allowed is auto, or 1 sample or more")
         if self.seed >= 1 << 63:
             raise InputError(f"seed is {self.seed}, allowed is a number below 2^63")
-        for name, least in (
-            ("seed", 0),
-            ("workers", 0),
-            ("evaluate_every_steps", 0),
-            ("checkpoint_every_steps", 1),
-            ("keep_checkpoints", 1),
-            ("layers_every_steps", 1),
-            ("stop_after_skipped_steps", 1),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed is {least} or more")
+        check_at_least(
+            self,
+            seed=0,
+            workers=0,
+            evaluate_every_steps=0,
+            checkpoint_every_steps=1,
+            keep_checkpoints=1,
+            layers_every_steps=1,
+            stop_after_skipped_steps=1,
+        )
 
     @property
     def steps(self) -> int:

@@ -1,7 +1,6 @@
 """run.json: what is trained and by which command, versions and machine; it makes a folder the folder of one run."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from largebatch.aside import write_aside
 from largebatch.errors import InputError
 from largebatch.train.distributed import World
 from largebatch.train.run import Run, changed_fields
@@ -128,16 +128,9 @@ def write_run_record(
             "sessions": [session],
         }
     folder.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(PARTIAL)
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        write_aside(path, json.dumps(record, indent=1) + "\n")
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 

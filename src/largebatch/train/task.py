@@ -6,20 +6,12 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from largebatch.stage_view import StageView
+
 Batch = dict[str, Tensor]
 Sample = Any
 SampleId = tuple[int, int]
 """(epoch, index): what a data set is asked for; masks and augmentation depend on it and the seed alone."""
-
-
-class StageView(Protocol):
-    """The two things that a task may know of a stage."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def task_options(self) -> Mapping[str, Any]: ...
 
 
 class TaskDataset(Protocol):
