@@ -106,6 +106,63 @@ def bert_demo(batch: int = DEMO_BATCH) -> PretrainingRun:
     )
 
 
+_TINY_WARMUP_STEPS = (120, 24)
+"""The same at every batch: warm-up by the linear-epoch rule."""
+
+
+def bert_tiny(
+    batch: int = 512, second_batch: int | None = None, samples: int = 600_000, lr_at_32: float = 0.005
+) -> PretrainingRun:
+    """BERT of 2 layers and 128 units in two stages, the same samples at every batch: the paper's table in miniature.
+
+    Stage 1: ``samples`` sequences of 128 tokens at ``batch``. Stage 2: a tenth as many of 256 tokens at ``second_batch``,
+    or half of ``batch``, warmed up again from zero. The rate is ``lr_at_32`` at batch 32 and follows the square-root
+    rule; warm-up has the same steps at every batch (linear-epoch rule). Fine-tuned on SQuAD with ``--squad-train``
+    and ``--squad-dev``. Status: see reports/bert-tiny.
+    """
+    second = max(1, batch // 2) if second_batch is None else second_batch
+    for name, value in (("batch", batch), ("second_batch", second), ("samples", samples)):
+        if value < 1:
+            raise InputError(f"{name} is {value}, allowed is 1 or more")
+    stages = []
+    for length, size, total, warmup in zip(
+        (128, 256), (batch, second), (samples, samples // 10), _TINY_WARMUP_STEPS, strict=True
+    ):
+        steps = total // size
+        if steps <= warmup:
+            raise InputError(
+                f"{total:,} samples of length {length} at batch {size:,} are {steps:,} steps, of which {warmup} are "
+                "warm-up: give more --samples or a smaller batch"
+            )
+        stages.append(
+            Stage(
+                name=f"length-{length}",
+                global_batch_samples=size,
+                steps=steps,
+                peak_lr=scale_lr(lr_at_32, 32, size),
+                schedule=Schedule(warmup_steps=warmup),
+                task_options={"sequence_length": length, "max_predictions": length * 20 // 128},
+            )
+        )
+    return Run(
+        task=BertPretraining(
+            corpus="corpora/mine",
+            hidden_size=128,
+            layers=2,
+            attention_heads=2,
+            intermediate_size=512,
+            max_position_embeddings=256,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        stages=tuple(stages),
+        optimizer=Lamb(),
+        evaluate_every_steps=1000,
+        checkpoint_every_steps=500,
+        layers_every_steps=100,
+    )
+
+
 def bert_base(batch: int = 32_768) -> PretrainingRun:
     """BERT-base with LAMB at one batch, the same 512M samples at each; rates published for BERT-Large.
 

@@ -19,6 +19,7 @@ Recipe = Callable[..., Run[Any, Any]]
 
 RECIPES: dict[str, str] = {
     "bert-demo": "largebatch.recipes.bert:bert_demo",
+    "bert-tiny": "largebatch.recipes.bert:bert_tiny",
     "bert-base": "largebatch.recipes.bert:bert_base",
     "bert-base-mixed": "largebatch.recipes.bert:bert_base_mixed",
     "bert-large": "largebatch.recipes.bert:bert_large",
