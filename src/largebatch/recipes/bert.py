@@ -115,8 +115,8 @@ def bert_tiny(
 ) -> PretrainingRun:
     """BERT of 2 layers and 128 units in two stages, the same samples at every batch: the paper's table in miniature.
 
-    Stage 1: ``samples`` sequences of 128 tokens at ``batch``. Stage 2: a tenth as many of 256 tokens at ``second_batch``,
-    or half of ``batch``, warmed up again from zero. The rate is ``lr_at_32`` at batch 32 and follows the square-root
+    Stage 1: ``samples`` sequences of 128 tokens at ``batch``. Stage 2: a tenth as many of 256 tokens at
+    ``second_batch``, or half of ``batch``, warmed up again from zero. The rate is ``lr_at_32`` at batch 32 and follows the square-root
     rule; warm-up has the same steps at every batch (linear-epoch rule). Fine-tuned on SQuAD with ``--squad-train``
     and ``--squad-dev``. Status: see reports/bert-tiny.
     """

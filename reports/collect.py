@@ -1,0 +1,89 @@
+"""Gather runs into what a report commits: their last scores over seeds, as JSON and as a table.
+
+    python reports/collect.py reports/minilm/results.json 8000=runs/minilm/8000 2000=runs/minilm/2000
+
+Each word is LABEL=FOLDER, where FOLDER holds the runs seed-0, seed-1 and so on, or is a single run. The table stands in
+the README.md beside the JSON, between the lines <!-- scores --> and <!-- /scores -->.
+"""
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from largebatch.report.run_folder import RunFolder
+
+DIGITS = 2
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return a finished run's seed, scores and birth certificate.
+
+    Raises:
+        ValueError: the run has not come to its end.
+    """
+    run = RunFolder.read(folder)
+    if not run.evaluations or run.evaluations[-1].step < run.planned_steps:
+        raise ValueError(f"{folder} has not come to its end")
+    record = run.record
+    words = [Path(word).name if word.startswith("/") else word for word in record["overrides"]]
+    return {
+        "seed": record["run"]["seed"],
+        "scores": run.evaluations[-1].metrics,
+        "command": " ".join(["largebatch train", record["recipe_name"], *words]),
+        "steps": run.planned_steps,
+        "commit": record["commit"],
+        "cpu": record["cpu"],
+        "threads": record["sessions"][-1]["threads"],
+        "versions": record["versions"],
+        "date": record["sessions"][-1]["started"][:10],
+    }
+
+
+def gather(words: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return label -> runs, by seed."""
+    found = {}
+    for word in words:
+        label, _, folder = word.rpartition("=")
+        seeds = sorted(Path(folder).glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+        found[label] = [read_run(path) for path in seeds or [Path(folder)]]
+    return found
+
+
+def over_seeds(values: list[float]) -> str:
+    """Return mean and standard deviation; of one value, the value."""
+    mean = f"{statistics.mean(values):.{DIGITS}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{DIGITS}f}"
+
+
+def table(groups: dict[str, list[dict[str, Any]]]) -> str:
+    """Return a table in Markdown: one row for each label, the scores that all runs have, over seeds and one by one."""
+    names = list(next(iter(groups.values()))[0]["scores"])
+    header = ["", "seeds", *names, f"{names[-1]} of each seed"]
+    lines = [header, ["---"] * len(header)]
+    for label, runs in groups.items():
+        columns = [[run["scores"][name] for run in runs] for name in names]
+        each = ", ".join(f"{value:.{DIGITS}f}" for value in columns[-1])
+        lines.append([label, str(len(runs)), *map(over_seeds, columns), each])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def insert(page: str, text: str) -> str:
+    """Return the page with the text between its two marks."""
+    return re.sub(r"(<!-- scores -->\n).*(<!-- /scores -->)", lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.DOTALL)
+
+
+def main(words: list[str]) -> None:
+    """Write the JSON and the table."""
+    target = Path(words[0])
+    groups = gather(words[1:])
+    target.write_text(json.dumps(groups, indent=1) + "\n", encoding="utf-8")
+    page = target.parent / "README.md"
+    page.write_text(insert(page.read_text(encoding="utf-8"), table(groups)), encoding="utf-8")
+    print(table(groups))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
