@@ -116,9 +116,9 @@ def bert_tiny(
     """BERT of 2 layers and 128 units in two stages, the same samples at every batch: the paper's table in miniature.
 
     Stage 1: ``samples`` sequences of 128 tokens at ``batch``. Stage 2: a tenth as many of 256 tokens at
-    ``second_batch``, or half of ``batch``, warmed up again from zero. The rate is ``lr_at_32`` at batch 32 and follows the square-root
-    rule; warm-up has the same steps at every batch (linear-epoch rule). Fine-tuned on SQuAD with ``--squad-train``
-    and ``--squad-dev``. Status: see reports/bert-tiny.
+    ``second_batch``, or half of ``batch``, warmed up again from zero. The rate is ``lr_at_32`` at batch 32 and follows
+    the square-root rule; warm-up has the same steps at every batch (linear-epoch rule). Fine-tuned on SQuAD with
+    ``--squad-train`` and ``--squad-dev``. Status: not yet run to its end.
     """
     second = max(1, batch // 2) if second_batch is None else second_batch
     for name, value in (("batch", batch), ("second_batch", second), ("samples", samples)):
