@@ -1,8 +1,8 @@
-"""Peak memory of `prepare` as its input grows: what is held has a bound that the size of the text does not move.
+"""Peak memory of `prepare` by the size of its input: the goal is less than 2 GB for any.
 
-The text is made of the words of a real one, drawn anew for every sentence, so that no line occurs twice and the
-check for repeated lines has as much to remember as it can. One file, one vocabulary trained on the way, the default
-options. Memory is the largest sum of the resident sets of all processes.
+The text is made of the words of a real one, drawn anew for every sentence. One file, one vocabulary trained on the
+way, the default options (repeated lines are not looked for). Memory is the largest sum of the resident sets of all
+processes, mapped files included.
 
     python benchmarks/prepare_memory.py --source TEXT --gigabytes 0.5 5
 

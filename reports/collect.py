@@ -25,13 +25,13 @@ def read_run(folder: Path) -> dict[str, Any]:
         ValueError: the run has not come to its end.
     """
     run = RunFolder.read(folder)
-    if not run.evaluations or run.evaluations[-1].step < run.planned_steps:
+    if run.last_evaluation is None:
         raise ValueError(f"{folder} has not come to its end")
     record = run.record
     words = [Path(word).name if word.startswith("/") else word for word in record["overrides"]]
     return {
         "seed": record["run"]["seed"],
-        "scores": run.evaluations[-1].metrics,
+        "scores": run.last_evaluation.metrics,
         "command": " ".join(["largebatch train", record["recipe_name"], *words]),
         "steps": run.planned_steps,
         "commit": record["commit"],

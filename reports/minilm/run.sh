@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MiniLM fine-tuned on subsets of SQuAD v1.1, three seeds each; about three hours on one core. A run that is done is passed over.
+# MiniLM fine-tuned on subsets of SQuAD v1.1, three seeds each; two and a half hours on a core beside other work. A run that is done is passed over.
 #   reports/minilm/run.sh SQUAD MODEL OUT
 # SQUAD: folder with train-v1.1.json.xz and dev-v1.1.json.xz; MODEL: Hugging Face folder; OUT: where the runs go.
 set -euo pipefail

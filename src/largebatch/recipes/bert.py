@@ -23,6 +23,16 @@ _BASE = BertPretraining(
     intermediate_size=3072,
     max_position_embeddings=512,
 )
+_TINY = BertPretraining(
+    corpus="corpora/mine",
+    hidden_size=128,
+    layers=2,
+    attention_heads=2,
+    intermediate_size=512,
+    max_position_embeddings=256,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
 _LARGE = replace(_BASE, hidden_size=1024, layers=24, attention_heads=16, intermediate_size=4096)
 
 
@@ -78,16 +88,7 @@ def bert_demo(batch: int = DEMO_BATCH) -> PretrainingRun:
     if batch < 2:
         raise InputError(f"batch is {batch}, allowed is 2 or more")
     return Run(
-        task=BertPretraining(
-            corpus="corpora/pydocs",
-            hidden_size=128,
-            layers=2,
-            attention_heads=2,
-            intermediate_size=512,
-            max_position_embeddings=128,
-            dropout=0.0,
-            attention_dropout=0.0,
-        ),
+        task=replace(_TINY, corpus="corpora/pydocs", max_position_embeddings=128),
         stages=tuple(
             Stage(
                 name=f"length-{length}",
@@ -145,16 +146,7 @@ def bert_tiny(
             )
         )
     return Run(
-        task=BertPretraining(
-            corpus="corpora/mine",
-            hidden_size=128,
-            layers=2,
-            attention_heads=2,
-            intermediate_size=512,
-            max_position_embeddings=256,
-            dropout=0.0,
-            attention_dropout=0.0,
-        ),
+        task=_TINY,
         stages=tuple(stages),
         optimizer=Lamb(),
         evaluate_every_steps=1000,

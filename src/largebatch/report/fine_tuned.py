@@ -89,9 +89,9 @@ def _read(folder: Path) -> FineTuning | None:
     if not (folder / "run.json").is_file() or not (folder / "metrics.jsonl").is_file():
         return None
     run = RunFolder.read(folder)
-    if not run.evaluations or run.evaluations[-1].step < run.planned_steps:
+    if run.last_evaluation is None:
         return None
-    metrics, seed = run.evaluations[-1].metrics, run.record["run"].get("seed")
+    metrics, seed = run.last_evaluation.metrics, run.record["run"].get("seed")
     if not isinstance(seed, int) or not {"f1", "exact_match"} <= metrics.keys():
         raise InputError(f"{folder} holds no fine-tuning on SQuAD: its last evaluation has no exact_match and f1")
     return FineTuning(seed=seed, exact_match=metrics["exact_match"], f1=metrics["f1"])

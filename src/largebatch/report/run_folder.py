@@ -100,6 +100,13 @@ class RunFolder:
         """The last step that was recorded, 0 if there is none."""
         return int(self.train.step[-1]) if len(self.train) else 0
 
+    @property
+    def last_evaluation(self) -> Evaluation | None:
+        """The measurement after the last planned step; None where the run has not come to its end."""
+        if not self.evaluations or self.evaluations[-1].step < self.planned_steps:
+            return None
+        return self.evaluations[-1]
+
     def samples_at(self, steps: Numbers) -> Numbers:
         """Return the samples seen after each of these steps, exactly, from the stages' batches."""
         edges = [0.0, *(float(stage.last_step) for stage in self.stages)]
