@@ -10,6 +10,7 @@ writes benchmarks/results/prepare.json.
 """
 
 import os
+import re
 import statistics
 import tempfile
 import threading
@@ -29,6 +30,7 @@ from largebatch.text.processes import WorkerPool, usable_cores
 from largebatch.text.wordpiece import encoder, load
 
 BATCH_SENTENCES = 1_000
+_RESIDENT = re.compile(r"(Rss(?:Anon|File|Shmem)):\s+(\d+) kB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,9 @@ class PeakMemory:
 
     def __init__(self) -> None:
         self.megabytes = 0.0
+        """Peak of the sum of the resident sets."""
+        self.mapped_megabytes = 0.0
+        """Of that peak, the pages of files, which the system takes back when it needs them."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample)
 
@@ -62,18 +67,21 @@ class PeakMemory:
         self._thread.join()
 
     def _sample(self) -> None:
-        page = os.sysconf("SC_PAGE_SIZE")
         while not self._ended.wait(0.05):
             processes = [str(os.getpid())]
-            pages = 0
+            resident = mapped = 0.0
             for process in processes:
                 try:
-                    pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])
+                    status = Path(f"/proc/{process}/status").read_text()
                     for children in Path(f"/proc/{process}/task").glob("*/children"):
                         processes += children.read_text().split()
                 except OSError:  # it has ended meanwhile
                     continue
-            self.megabytes = max(self.megabytes, pages * page / 1e6)
+                kilobytes = {name: int(size) for name, size in _RESIDENT.findall(status)}
+                resident += sum(kilobytes.values()) * 1024 / 1e6
+                mapped += kilobytes.get("RssFile", 0) * 1024 / 1e6
+            if resident > self.megabytes:
+                self.megabytes, self.mapped_megabytes = resident, mapped
 
 
 def prepare_seconds(options: PrepareOptions) -> float:
@@ -121,6 +129,7 @@ def main(chosen: Options) -> None:
         "sentences": len(sentences),
         "cores": usable_cores(),
         "peak_megabytes_of_all_processes": peak.megabytes,
+        "of_these_mapped_files": peak.mapped_megabytes,
         "rounds": rounds,
     }
     path = write_result(chosen.name, result)

@@ -81,6 +81,7 @@ def main(chosen: Options) -> None:
                     "sentences": corpus.train.sentences,
                     "tokens": corpus.train.tokens,
                     "peak_megabytes_of_all_processes": peak.megabytes,
+                    "of_these_mapped_files": peak.mapped_megabytes,
                     "minutes": (time.perf_counter() - began) / 60,
                 }
             )

@@ -72,13 +72,19 @@ class PretrainingModel(nn.Module):
         return sums
 
 
-def random_model(config: BertConfig, seed: int) -> PretrainingModel:
+def random_model(config: BertConfig, seed: int, *, encoder_init_std: float | None = None) -> PretrainingModel:
     """Return a float32 model on the CPU with BERT's initial weights (normal, sigma 0.02), the same for a seed.
 
-    The state of PyTorch's global generator is left as it was.
+    With ``encoder_init_std`` the matrices of the encoder's linear layers have that sigma instead. The state of
+    PyTorch's global generator is left as it was.
     """
     with seeded(seed):
         network = BertForPreTraining._from_config(config, dtype=torch.float32)
+    if encoder_init_std is not None and encoder_init_std != config.initializer_range:
+        with torch.no_grad():
+            for module in network.bert.encoder.modules():
+                if isinstance(module, nn.Linear):
+                    module.weight *= encoder_init_std / config.initializer_range
     return PretrainingModel(network)
 
 

@@ -326,7 +326,8 @@ def write_manifest(
     stores = {split: DocumentStore(_shards(folder, split, names)) for split in SPLITS}
     token_counts = np.zeros(vocabulary_size, np.int64)
     for shard in stores["train"].shards:
-        token_counts += np.bincount(shard.tokens, minlength=vocabulary_size)
+        # Read, not mapped: what is mapped stays so, and the pages of a whole corpus would count as this process's.
+        token_counts += np.bincount(np.load(shard.paths[0]), minlength=vocabulary_size)
     write_array(folder / TOKEN_COUNTS, token_counts)
     manifest = {
         "format_version": FORMAT_VERSION,
