@@ -12,8 +12,8 @@ def samples(run: PretrainingRun) -> list[int]:
 
 def test_batches_differ_in_steps_and_rate_and_in_nothing_else() -> None:
     small, mixed = bert_tiny(32, 16, samples=512_000), bert_tiny(512, 256, samples=512_000)
-    assert samples(small) == [512_000, 51_200]
-    assert samples(mixed) == [512_000, 51_200]
+    assert samples(small) == [1_024_000, 512_000, 64_000]
+    assert samples(mixed) == [1_024_000, 512_000, 64_000]
     assert small.task == mixed.task
     assert small.optimizer == mixed.optimizer
     for one, other in zip(small.stages, mixed.stages, strict=True):
@@ -21,16 +21,16 @@ def test_batches_differ_in_steps_and_rate_and_in_nothing_else() -> None:
         assert other.peak_lr == pytest.approx(4 * one.peak_lr, rel=1e-12), "square-root rule, not linear"
         assert one.schedule.warmup_steps == other.schedule.warmup_steps > 0, "linear-epoch warm-up"
         assert one.task_options == other.task_options
-    assert small.stages[0].peak_lr == 0.005
-    assert bert_tiny(64).stages[1].global_batch_samples == 32
+    assert small.stages[0].peak_lr == 0.0018
+    assert bert_tiny(64).stages[2].global_batch_samples == 32
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ({"batch": 0}, "batch is 0, allowed is 1 or more"),
-        ({"second_batch": -1}, "second_batch is -1"),
-        ({"batch": 6_000}, "100 steps, of which 120 are warm-up"),
+        ({"last_batch": -1}, "last_batch is -1"),
+        ({"batch": 6_000}, "83 steps, of which 100 are warm-up"),
         ({"samples": 0}, "samples is 0"),
     ],
 )

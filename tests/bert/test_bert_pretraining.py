@@ -96,6 +96,8 @@ def test_data_workers_need_no_transformers() -> None:
         ({"dropout": 1.0}, "dropout is 1.0, allowed is 0 or more and less than 1"),
         ({"attention_dropout": -0.1}, "attention_dropout is -0.1, allowed is 0 or more and less than 1"),
         ({"dropout": math.nan}, "dropout is nan, allowed is 0 or more and less than 1"),
+        ({"encoder_init_std": 0.0}, "encoder_init_std is 0.0, allowed is more than 0"),
+        ({"encoder_init_std": math.inf}, "encoder_init_std is inf, allowed is more than 0"),
         ({"masked_fraction": 0.0}, "masked_fraction is 0.0, allowed is more than 0 and up to 1"),
         ({"short_sequence_probability": 1.5}, "short_sequence_probability is 1.5, allowed is from 0 to 1"),
         (
@@ -146,6 +148,16 @@ def test_corpora_that_cannot_be_used(tmp_path: Path) -> None:
     (whole / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"tokenizer.json"):
         tiny_task(whole).check([STAGE])
+
+
+def test_encoder_init_std_is_that_of_the_encoders_matrices_alone(task: BertPretraining) -> None:
+    usual: Any = task.build_model(0)
+    wide: Any = replace(task, encoder_init_std=0.1).build_model(0)
+    for (name, theirs), ours in zip(usual.network.named_parameters(), wide.network.parameters(), strict=True):
+        inside = ".encoder.layer." in name and theirs.ndim == 2
+        torch.testing.assert_close(ours, theirs * (5 if inside else 1), rtol=1e-6, atol=0)
+    query = wide.network.bert.encoder.layer[0].attention.self.query.weight
+    assert query.std().item() == pytest.approx(0.1, rel=0.1)
 
 
 def test_init_from_is_checked_before_anything_is_built(task: BertPretraining, tmp_path: Path) -> None:

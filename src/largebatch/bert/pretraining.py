@@ -1,6 +1,7 @@
 """BERT's pre-training as a task for the training loop: masked tokens and sentence pairs, each with its own count."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,7 +74,7 @@ class BertPretraining:
     """Longest sequence that the model can take, in tokens."""
     encoder_init_std: float = 0.02
     """Standard deviation of the encoder's initial weights; those of embeddings and heads have BERT's 0.02. A narrow
-    encoder learns from context far sooner with about 1 / sqrt(hidden_size), which 0.02 is not at BERT's widths either."""
+    encoder learns from context sooner with about 1 / sqrt(hidden_size)."""
     dropout: float = 0.1
     """Probability of dropping an element of the hidden states, 0 is off."""
     attention_dropout: float = 0.1
@@ -292,6 +293,8 @@ class BertPretraining:
         )
         check_heads(self.hidden_size, self.attention_heads)
         check_dropout(self, "dropout", "attention_dropout")
+        if not 0 < self.encoder_init_std < math.inf:
+            raise InputError(f"encoder_init_std is {self.encoder_init_std}, allowed is more than 0")
         if not 0 < self.masked_fraction <= 1:
             raise InputError(f"masked_fraction is {self.masked_fraction}, allowed is more than 0 and up to 1")
         if not 0 <= self.short_sequence_probability <= 1:
