@@ -1,0 +1,21 @@
+"""Write the network of `bert-tiny` as it is before its first step: what "untrained" means in the report.
+
+python reports/bert-tiny/untrained.py CORPUS OUT
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from largebatch.recipes.bert import bert_tiny
+
+
+def main(corpus: str, out: Path) -> None:
+    """Write model and tokenizer to `out`."""
+    run = bert_tiny()
+    task = replace(run.task, corpus=corpus)
+    task.export(task.build_model(run.seed), out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
