@@ -70,9 +70,10 @@ def table(groups: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def insert(page: str, text: str) -> str:
+def insert(page: str, text: str, mark: str = "scores") -> str:
     """Return the page with the text between its two marks."""
-    return re.sub(r"(<!-- scores -->\n).*(<!-- /scores -->)", lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.DOTALL)
+    between = rf"(<!-- {mark} -->\n).*(<!-- /{mark} -->)"
+    return re.sub(between, lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.DOTALL)
 
 
 def main(words: list[str]) -> None:

@@ -30,7 +30,7 @@ def test_batches_differ_in_steps_and_rate_and_in_nothing_else() -> None:
     [
         ({"batch": 0}, "batch is 0, allowed is 1 or more"),
         ({"last_batch": -1}, "last_batch is -1"),
-        ({"batch": 6_000}, "83 steps, of which 100 are warm-up"),
+        ({"batch": 6_000}, "166 steps, of which 200 are warm-up"),
         ({"samples": 0}, "samples is 0"),
     ],
 )

@@ -1,11 +1,13 @@
 """Committed reports: their tables are what their committed results say."""
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 
 import collect
+import gpt_study
 from report.made_run import make_lines, make_record, write_run
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,19 @@ def test_the_table_of_a_report_is_that_of_its_results(results: Path) -> None:
         name: value + 1 for name, value in next(iter(groups.values()))[0]["scores"].items()
     }
     assert collect.insert(page, collect.table(groups)) != page
+
+
+def test_the_best_of_each_tuning_stands_out_and_a_divergence_is_shown() -> None:
+    tuning = {"lamb, batch 32": {"0.001": 90.0, "0.002": 80.125, "0.004": float("inf")}}
+    assert gpt_study.tuning_table(tuning).splitlines()[-1] == (
+        "| lamb, batch 32 | 0.001: 90.00, **0.002: 80.12**, 0.004: inf |"
+    )
+
+
+def test_optimizers_are_tuned_alike() -> None:
+    assert len({len(rates) for rates in gpt_study.RATES_AT_32.values()}) == 1
+    for rates in gpt_study.RATES_AT_32.values():
+        assert all(after == 2 * before for before, after in itertools.pairwise(rates))
 
 
 def test_a_run_that_has_not_ended_is_refused(tmp_path: Path) -> None:
