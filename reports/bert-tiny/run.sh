@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The paper's table in miniature. A run that is done is passed over, one that was stopped goes on. Two hours on two cores.
+# The paper's table in miniature. A run that is done is passed over, one that was stopped goes on. Some two hours on two cores.
 #   reports/bert-tiny/run.sh TEXT SQUAD OUT
 # TEXT: text for `largebatch prepare`; SQUAD: folder with train-v1.1.json.xz and dev-v1.1.json.xz; OUT: where all goes.
 set -euo pipefail
 text=$1 squad=$2 out=$3
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive # two runs at a time, a core each
-tuning=(--epochs 2 --batch 32 --lr 1e-3 --train-questions 16000)
+tuning=(--epochs 2 --batch 32 --lr 1e-3 --train-questions 8000)
 
-python -m largebatch prepare --source "$text" --out "$out/corpus" --vocabulary-size 2048
+python -m largebatch prepare --source "$text" --out "$out/corpus" --vocabulary-size 8192
 
 pretrain_and_tune() { # NAME, then options of bert-tiny
   local resume

@@ -112,11 +112,11 @@ _TINY_LENGTHS, _TINY_WARMUP_STEPS = (16, 64, 256), (200, 100, 50)
 
 
 def bert_tiny(
-    batch: int = 256, last_batch: int | None = None, samples: int = 500_000, lr_at_32: float = 0.0018
+    batch: int = 256, last_batch: int | None = None, samples: int = 2_000_000, lr_at_32: float = 0.0018
 ) -> PretrainingRun:
     """BERT of 2 layers and 128 units in three stages, the same samples at every batch: the paper's table in miniature.
 
-    Two stages at ``batch``: twice ``samples`` sequences of 16 tokens, which is where so small a network learns to use
+    Two stages at ``batch``: half of ``samples`` sequences of 16 tokens, which is where so small a network learns to use
     context at all, and ``samples`` of 64; then one of an eighth as many of 256 at ``last_batch``, or half of ``batch``.
     Each is warmed up from zero. The rate is ``lr_at_32`` at batch 32 and follows the square-root rule; warm-up has the
     same steps at every batch (linear-epoch rule). Fine-tuned on SQuAD with ``--squad-train`` and ``--squad-dev``.
@@ -128,7 +128,7 @@ def bert_tiny(
             raise InputError(f"{name} is {value}, allowed is 1 or more")
     stages = []
     for length, size, total, warmup in zip(
-        _TINY_LENGTHS, (batch, batch, last), (2 * samples, samples, samples // 8), _TINY_WARMUP_STEPS, strict=True
+        _TINY_LENGTHS, (batch, batch, last), (samples // 2, samples, samples // 8), _TINY_WARMUP_STEPS, strict=True
     ):
         steps = total // size
         if steps <= warmup:
