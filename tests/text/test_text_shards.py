@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,28 @@ def read(corpus: PreparedCorpus) -> list[list[list[int]]]:
     """Return all training documents."""
     store = corpus.train
     return [[sentence.tolist() for sentence in store.document(n)] for n in range(store.documents)]
+
+
+def resident_bytes(folder: Path) -> int:
+    """Return how much of the files in a folder this process has mapped and in memory."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = str(folder) in line
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def test_a_corpus_that_is_completed_does_not_stay_in_memory(tmp_path: Path) -> None:
+    tokens = [[[5] * 1_000_000]]
+    for number in range(4):
+        write_shard(tmp_path, "train", number, tokens, vocabulary_size=12)
+    write_manifest(tmp_path, vocabulary_size=12, special_ids=SPECIAL)
+    assert resident_bytes(tmp_path) < 2_000_000, "of 8 MB"
+    corpus = PreparedCorpus.open(tmp_path)
+    assert sum(int(shard.tokens.sum()) for shard in corpus.train.shards) == 20_000_000
+    assert resident_bytes(tmp_path) > 7_000_000, "what was read through the maps stays: the measure sees it"
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
