@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from collect import insert, read_run, table
+from largebatch.whole_way import is_finished
 
 BATCHES = (32, 512)
 RATES_AT_32 = {"lamb": (0.001, 0.002, 0.004, 0.008, 0.016), "adamw": (0.0005, 0.001, 0.002, 0.004, 0.008)}
@@ -42,7 +43,7 @@ class Trial:
     def run(self, corpus: Path, out: Path) -> None:
         """Train to the end, unless that was done before; a run that diverges is an outcome, any other error raises."""
         folder = self.folder(out)
-        if (folder / "model" / "config.json").is_file():
+        if is_finished(folder):
             return
         words = [sys.executable, "-m", "largebatch", "train", "gpt-mini", *SIZES, "--corpus", str(corpus)]
         words += ["--optimizer", self.optimizer, "--batch", str(self.batch), "--lr-at-32", f"{self.rate:g}"]
@@ -87,10 +88,10 @@ def main(corpus: Path, out: Path) -> None:
     tuning: dict[str, dict[str, float]] = {}
     best: dict[str, list[Trial]] = {}
     for optimizer, batch in CELLS:
-        trials = [Trial(optimizer, batch, rate) for rate in RATES_AT_32[optimizer]]
+        found = {rate: Trial(optimizer, batch, rate).perplexity(out) for rate in RATES_AT_32[optimizer]}
         label = f"{optimizer}, batch {batch}"
-        tuning[label] = {f"{trial.rate:g}": trial.perplexity(out) for trial in trials}
-        rate = min(trials, key=lambda trial: trial.perplexity(out)).rate
+        tuning[label] = {f"{rate:g}": value for rate, value in found.items()}
+        rate = min(found, key=lambda rate: found[rate])
         best[label] = [Trial(optimizer, batch, rate, seed) for seed in SEEDS]
     run_all([trial for trials in best.values() for trial in trials], corpus, out)
     groups: dict[str, list[dict[str, Any]]] = {

@@ -27,5 +27,6 @@ untrained() {
   done
 }
 pretrain_and_tune batch-256 --batch 256 --last-batch 128 && untrained &
+other=$!
 pretrain_and_tune batch-32 --batch 32 --last-batch 32
-wait
+wait $other

@@ -80,7 +80,7 @@ def random_model(config: BertConfig, seed: int, *, encoder_init_std: float | Non
     """
     with seeded(seed):
         network = BertForPreTraining._from_config(config, dtype=torch.float32)
-    if encoder_init_std is not None and encoder_init_std != config.initializer_range:
+    if encoder_init_std is not None:
         with torch.no_grad():
             for module in network.bert.encoder.modules():
                 if isinstance(module, nn.Linear):
