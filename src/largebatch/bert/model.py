@@ -75,16 +75,17 @@ class PretrainingModel(nn.Module):
 def random_model(config: BertConfig, seed: int, *, encoder_init_std: float | None = None) -> PretrainingModel:
     """Return a float32 model on the CPU with BERT's initial weights (normal, sigma 0.02), the same for a seed.
 
-    With ``encoder_init_std`` the matrices of the encoder's linear layers have that sigma instead. The state of
-    PyTorch's global generator is left as it was.
+    With ``encoder_init_std`` the matrices of the encoder's linear layers, of the pooler and of the head for pairs have
+    that sigma instead. The state of PyTorch's global generator is left as it was.
     """
     with seeded(seed):
         network = BertForPreTraining._from_config(config, dtype=torch.float32)
     if encoder_init_std is not None:
         with torch.no_grad():
-            for module in network.bert.encoder.modules():
-                if isinstance(module, nn.Linear):
-                    module.weight *= encoder_init_std / config.initializer_range
+            for part in (network.bert.encoder, network.bert.pooler, network.cls.seq_relationship):
+                for module in part.modules():
+                    if isinstance(module, nn.Linear):
+                        module.weight *= encoder_init_std / config.initializer_range
     return PretrainingModel(network)
 
 

@@ -73,8 +73,8 @@ class BertPretraining:
     max_position_embeddings: int = 512
     """Longest sequence that the model can take, in tokens."""
     encoder_init_std: float = 0.02
-    """Standard deviation of the encoder's initial weights; those of embeddings and heads have BERT's 0.02. A narrow
-    encoder learns from context sooner with about 1 / sqrt(hidden_size)."""
+    """Standard deviation of the initial weights of the encoder, the pooler and the head for pairs; embeddings and the
+    head for tokens have BERT's 0.02. A narrow encoder learns from context sooner with about 1 / sqrt(hidden_size)."""
     dropout: float = 0.1
     """Probability of dropping an element of the hidden states, 0 is off."""
     attention_dropout: float = 0.1

@@ -117,7 +117,7 @@ def bert_tiny(
     """BERT of 2 layers and 128 units in three stages, the same samples at every batch: the paper's table in miniature.
 
     Two stages at ``batch``: half of ``samples`` sequences of 16 tokens, which is where so small a network learns to use
-    context at all, and ``samples`` of 64; then one of an eighth as many of 256 at ``last_batch``, or half of ``batch``.
+    context at all, and ``samples`` of 64; then one of a sixteenth as many of 256 at ``last_batch``, or half of ``batch``.
     Each is warmed up from zero. The rate is ``lr_at_32`` at batch 32 and follows the square-root rule; warm-up has the
     same steps at every batch (linear-epoch rule). Fine-tuned on SQuAD with ``--squad-train`` and ``--squad-dev``.
     Status: not yet run to its end.
@@ -128,7 +128,7 @@ def bert_tiny(
             raise InputError(f"{name} is {value}, allowed is 1 or more")
     stages = []
     for length, size, total, warmup in zip(
-        _TINY_LENGTHS, (batch, batch, last), (samples // 2, samples, samples // 8), _TINY_WARMUP_STEPS, strict=True
+        _TINY_LENGTHS, (batch, batch, last), (samples // 2, samples, samples // 16), _TINY_WARMUP_STEPS, strict=True
     ):
         steps = total // size
         if steps <= warmup:
@@ -147,7 +147,7 @@ def bert_tiny(
             )
         )
     return Run(
-        task=replace(_TINY, encoder_init_std=0.088),
+        task=replace(_TINY, attention_heads=4, encoder_init_std=0.088, whole_word_masking=True),
         stages=tuple(stages),
         optimizer=Lamb(),
         evaluate_every_steps=1000,
