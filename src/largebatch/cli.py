@@ -9,10 +9,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from largebatch.command_line import nearest, parse, parse_known
+from largebatch.command_line import check_given_once, nearest, parse, parse_known
 from largebatch.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in VERBS:
             raise InputError(f"there is no verb {words[0]!r}{nearest(words[0], VERBS)}: allowed are {', '.join(VERBS)}")
+        check_given_once(words[1:])
         return VERBS[words[0]](words[1:])
     except InputError as error:
         if not error.said:
@@ -182,15 +184,19 @@ def _train(arguments: Sequence[str]) -> int:
     from largebatch.train.observers import Display, TensorBoard
     from largebatch.train.run import Run
     from largebatch.train.run_record import Origin
-    from largebatch.whole_way import WholeWay, is_finished
+    from largebatch.whole_way import WholeWay, check_alike, is_finished
 
     options, words = parse_known(TrainOptions, rest, f"train {name}")
     way, rest = parse_known(WholeWay, words, f"train {name}")
     run, origin = build_run(name, rest, TRAIN_HELP)
     way.check(run)
     folder = options.out or Path("runs") / origin.recipe_name
-    for line in way.prepare(Path(getattr(run.task, "corpus", ""))):
+    for line in way.prepare(Path(getattr(run.task, "corpus", "")), dry=options.dry_run):
         print(line)
+    resume = options.resume
+    if resume and way.source is not None and not folder.exists():
+        print(f"{folder} holds no run yet, one begins there")  # the whole way was stopped while it prepared the text
+        resume = False
     with join_world(run.device) as world:
 
         def made(run: Run[Any, Any], folder: Path, origin: Origin) -> Training:
@@ -203,10 +209,11 @@ def _train(arguments: Sequence[str]) -> int:
                     print(line)
             return 0
         try:
-            outcome = training.train(options.resume)
+            outcome = training.train(resume)
             del training
             for place, fine_tuning, own in way.fine_tunings(run, folder) if outcome is Outcome.DONE else ():
                 if is_finished(place):
+                    world.first_rank_does(partial(check_alike, place, fine_tuning, world.device))
                     continue
                 if world.first:
                     print(f"fine-tuning on SQuAD with seed {fine_tuning.seed}, the last is {way.squad_seeds - 1}")
@@ -227,13 +234,17 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _after_training(folder: Path, stopped: bool) -> None:
+    from largebatch.report.fine_tuned import FineTuned
     from largebatch.report.run_folder import RunFolder
     from largebatch.report.run_page import write_report
     from largebatch.report.summary import terminal_lines
 
     page = write_report(folder)
-    for line in terminal_lines(RunFolder.read(folder)):
+    run = RunFolder.read(folder)
+    for line in terminal_lines(run):
         print(line)
+    if fine_tuned := FineTuned.read(run):
+        print(fine_tuned.sentence())
     print(f"report: {page}")
     if stopped:
         print(f"stopped and saved; the same command with --resume goes on in {folder}")

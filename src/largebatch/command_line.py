@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import io
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -61,8 +62,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 
+def check_given_once(arguments: Sequence[str]) -> None:
+    """Raise InputError if an option is given twice, of which only the last would count."""
+    names = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice} is given {names.count(twice)} times, allowed is once")
+
+
 class _one_line_errors(contextlib.AbstractContextManager[None]):
-    """Catches tyro's exit with 2 and raises its message as one sentence."""
+    """Catches tyro's exit with 2 and raises its message as one sentence; what else was said meanwhile is passed on."""
 
     def __init__(self, verb: str) -> None:
         self._verb = verb
@@ -74,7 +83,9 @@ class _one_line_errors(contextlib.AbstractContextManager[None]):
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._redirect.__exit__(kind, error, trace)
-        if isinstance(error, SystemExit) and error.code == 2:
+        if not (isinstance(error, SystemExit) and error.code == 2):
+            sys.stderr.write(self._caught.getvalue())  # a recipe is called within, which may warn of its data
+        else:
             raise InputError(
                 f"{one_line(self._caught.getvalue())} (largebatch {self._verb} --help lists what is allowed)"
             ) from error
@@ -95,7 +106,7 @@ def one_line(boxed: str) -> str:
             sections[-1].append(inner)
     if "│" not in plain and len(sections) > 1:
         del sections[0]
-    message = " ".join(sections[0])
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(sections[0]))
     for section in sections[1:]:
         if section and section[0].startswith("Perhaps you meant") and len(section) > 1:
             message += f", perhaps you meant {section[1]}"

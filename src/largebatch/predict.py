@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from largebatch.bert import starting_weights
 from largebatch.bert.squad import (
     AnswerOptions,
     Reader,
@@ -75,6 +76,7 @@ def _one(model: str, options: PredictOptions) -> Iterator[str]:
         raise InputError("a question needs its context: give both --question and --context")
     if options.out is not None:
         raise InputError("--out is for the questions of --data; one question is answered on the terminal")
+    _check_threshold(options, options.may_be_impossible)
     answers = _reader(model, options, options.may_be_impossible).answer(options.question, _text(options.context))
     for answer in answers[:_SHOWN]:
         yield f"{answer.probability:.3f}  {answer.text or '(no answer)'}"
@@ -88,20 +90,34 @@ def _all(model: str, options: PredictOptions) -> Iterator[str]:
         if not problem.kept:
             yield f"question {problem.id} is left out: {problem.what}"
     v2 = options.may_be_impossible or any("is_impossible" in entry for _, _, entry in entries(dataset))
+    _check_threshold(options, v2)
     reader = _reader(model, options, v2)
-    if options.out is not None:  # before minutes of reading, not after them
+    scored = v2 or any(question.answers for question in questions)
+    if scored:
+        try:
+            evaluate(dataset, {})
+        except InputError as error:  # before minutes of reading, not after them
+            scored = False
+            yield f"there will be no score: {error}"
+    else:
+        yield f"{options.data} has no answers, so there will be no score"
+    if options.out is not None:  # that too
         options.out.mkdir(parents=True, exist_ok=True)
     with _progress(len(questions)) as progress:
         answers = reader.answer_all(questions, progress)
     if options.out is not None:
         for path in write_predictions(options.out, answers):
             yield f"{path}: {len(answers):,} questions"
-    with_answers = sum(bool(question.answers) for question in questions)
-    if with_answers or v2:
+    if scored:
         found = evaluate(dataset, {name: ranked[0].text for name, ranked in answers.items()})
         yield f"exact match {found['exact_match']:.2f}, F1 {found['f1']:.2f} over all questions of {options.data}"
-    else:
-        yield f"{options.data} has no answers, so there is no score"
+
+
+def _check_threshold(options: PredictOptions, may_be_impossible: bool) -> None:
+    if options.null_threshold and not may_be_impossible:
+        raise InputError(
+            f"null_threshold is {options.null_threshold}, but every question has an answer: add --may-be-impossible"
+        )
 
 
 def _reader(model: str, options: PredictOptions, may_be_impossible: bool) -> Reader:
@@ -109,7 +125,8 @@ def _reader(model: str, options: PredictOptions, may_be_impossible: bool) -> Rea
     if options.sequence_length is not None:
         sizes = WindowSizes.of_length(options.sequence_length)
     if options.stride is not None:
-        sizes = replace(sizes or WindowSizes(), stride=options.stride)
+        longest = starting_weights.sizes(Path(model))["max_position_embeddings"]
+        sizes = replace(sizes or WindowSizes.up_to(longest), stride=options.stride)
     chosen = AnswerOptions(
         answer_length=options.answer_length, may_be_impossible=may_be_impossible, null_threshold=options.null_threshold
     )
@@ -119,7 +136,10 @@ def _reader(model: str, options: PredictOptions, may_be_impossible: bool) -> Rea
 def _text(context: str) -> str:
     """Return the context itself, that of a file, or that of the input."""
     if context == "-":
-        return sys.stdin.read()
+        try:
+            return sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise InputError(f"the input is not UTF-8 text: byte {error.start}") from None
     if not context.startswith("@"):
         return context
     try:

@@ -11,12 +11,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from largebatch.bert.pretraining import BertPretraining
-from largebatch.bert.squad import read_questions
+from largebatch.bert.squad import WindowSizes, read_questions
 from largebatch.errors import InputError, check_at_least
 from largebatch.recipes.squad import squad
-from largebatch.train.run import Run
-from largebatch.train.run_record import Origin
+from largebatch.text.shards import MANIFEST, read_manifest
+from largebatch.train.precision import best_precision
+from largebatch.train.run import Run, changed_fields
+from largebatch.train.run_record import Origin, fingerprint, read_run_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +74,25 @@ class WholeWay:
             return
         if self.questions is None:
             return
-        check_at_least(self, squad_seeds=1, squad_batch=1)
+        given = ("squad_train_questions", "squad_dev_questions")
+        check_at_least(
+            self, squad_seeds=1, squad_batch=1, **{name: 1 for name in given if getattr(self, name) is not None}
+        )
         for name, value in (("squad_epochs", self.squad_epochs), ("squad_lr", self.squad_lr)):
             if not 0 < value < float("inf"):
-                raise InputError(f"{name} is {value}, allowed is more than 0")
+                raise InputError(f"{name} is {value}, allowed is more than 0 and finite")
+        self._check_windows(run.task.max_position_embeddings)
         for source, split in zip(self.questions, ("train", "validation"), strict=True):
             read_questions(source, split)
+
+    def _check_windows(self, longest: int) -> None:
+        length = self.squad_sequence_length
+        try:
+            sizes = WindowSizes.up_to(longest) if length is None else WindowSizes.of_length(length)
+        except InputError as error:
+            raise InputError(f"the windows of SQuAD: {error}") from None
+        if sizes.sequence_length > longest:
+            raise InputError(f"squad_sequence_length is {length}, the model to be pre-trained allows {longest}")
 
     def describe(self) -> Iterator[str]:
         """Yield a line on what follows the pre-training."""
@@ -85,14 +102,27 @@ class WholeWay:
                 f"batch {self.squad_batch}, peak lr {self.squad_lr:g}; their time is not counted"
             )
 
-    def prepare(self, corpus: Path) -> Iterator[str]:
+    def prepare(self, corpus: Path, *, dry: bool = False) -> Iterator[str]:
         """Prepare the text, if there is any and the corpus is not there, and yield what is to be printed.
 
         Raises:
-            InputError: the text cannot be prepared, or this is one of several processes, which cannot wait for it.
+            InputError: the corpus is there and of another source; the text cannot be prepared; nothing may be prepared,
+                for this is a dry run, or one of several processes, which cannot wait for it.
         """
-        if self.source is None or (corpus / "manifest.json").is_file():
+        if self.source is None:
             return
+        if (corpus / MANIFEST).is_file():
+            if (prepared_from := read_manifest(corpus).get("source")) != self.source:
+                raise InputError(
+                    f"{corpus} holds a corpus prepared with source {prepared_from}, not {self.source}: leave out "
+                    "--source, or name another folder with --corpus"
+                )
+            return
+        if dry:
+            raise InputError(
+                f"the corpus {corpus} is not prepared, which a dry run does not do: run `largebatch prepare --source "
+                f"{self.source} --out {corpus}` first"
+            )
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(
                 f"the corpus {corpus} is not prepared, which many processes do not wait for: run "
@@ -145,6 +175,22 @@ class WholeWay:
 def is_finished(folder: Path) -> bool:
     """Return whether a fine-tuning has been trained to its end, which its model is the last sign of."""
     return (folder / "model" / "config.json").is_file()
+
+
+def check_alike(folder: Path, run: Run[Any, Any], device: torch.device) -> None:
+    """Raise InputError unless a finished fine-tuning is the one that would be run now, wherever its model lay."""
+    if run.precision == "auto":
+        run = replace(run, precision=best_precision(device))
+    recorded = read_run_record(folder)
+    changed = changed_fields(recorded["run"], run.as_dict())
+    changed = [field for field in changed if not field.startswith("task.init_from ")]
+    if not changed and recorded.get("data") != fingerprint(run):
+        changed = ["set of questions"]
+    if changed:
+        raise InputError(
+            f"{folder} was fine-tuned with another {changed[0]}, and seeds that differ in more have no common mean: "
+            f"give what it had, or remove {folder.parent}"
+        )
 
 
 def _words(arguments: dict[str, Any]) -> Sequence[str]:

@@ -154,7 +154,9 @@ def test_encoder_init_std_is_that_of_encoder_pooler_and_head_for_pairs_alone(tas
     usual: Any = task.build_model(0)
     wide: Any = replace(task, encoder_init_std=0.1).build_model(0)
     for (name, theirs), ours in zip(usual.network.named_parameters(), wide.network.parameters(), strict=True):
-        inside = any(part in name for part in (".encoder.layer.", ".pooler.", ".seq_relationship.")) and theirs.ndim == 2
+        inside = (
+            any(part in name for part in (".encoder.layer.", ".pooler.", ".seq_relationship.")) and theirs.ndim == 2
+        )
         torch.testing.assert_close(ours, theirs * (5 if inside else 1), rtol=1e-6, atol=0)
     query = wide.network.bert.encoder.layer[0].attention.self.query.weight
     assert query.std().item() == pytest.approx(0.1, rel=0.1)

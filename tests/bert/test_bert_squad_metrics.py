@@ -92,6 +92,12 @@ def test_malformed_data_is_named(data: dict[str, Any], message: str) -> None:
         evaluate(data, {})
 
 
+def test_predictions_that_are_no_mapping() -> None:
+    predictions: Any = ["x"]
+    with pytest.raises(InputError, match="the predictions are list; they must map ids to answers"):
+        evaluate(_data({"7": ["x"]}), predictions)
+
+
 def test_a_prediction_that_is_no_text() -> None:
     predictions: dict[str, Any] = {"7": ["x"]}
     with pytest.raises(InputError, match="'7'"):

@@ -36,6 +36,7 @@ def test_questions_as_they_are() -> None:
     assert questions[1].answers == ()
     assert (questions[2].text, questions[2].context) == ("Who?", CONTEXT)
     assert problems == []
+    assert [q.may_be_impossible for q in questions] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,8 @@ def test_questions_as_they_are() -> None:
         (_entry(answers=[{"answer_start": 3}]), "1", "an answer has no text"),
         (_entry(answers=["Bea"]), "1", "an answer has no text"),
         ("Who?", "data[0].paragraphs[0].qas[0]", "it is str"),
+        (_entry(question="Who \ud800?"), "1", "half of a surrogate pair"),
+        (_entry("\ud800"), "data[0].paragraphs[0].qas[0]", "half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_used_is_left_out_and_told(entry: Any, shown: str, what: str) -> None:

@@ -1,6 +1,9 @@
 """The recipe of fine-tuning: steps from windows, windows from the model, and an AdamW that is one."""
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +51,33 @@ def test_what_cannot_be_read_is_told_by_the_check_and_not_by_the_help(
     told = capsys.readouterr().out
     assert "--train" in told
     assert "--epochs FLOAT (default: 2.0)" in told
+    assert "--train-questions INT|NONE (default: None)" in told
     with pytest.raises(InputError, match="batch is 0, allowed is more than 0"):
         squad(**places, batch=0)
     with pytest.raises(InputError, match="epochs is nan"):
         squad(**places, epochs=math.nan)
+
+
+def test_what_is_wrong_with_training_questions_is_told(
+    places: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset = json.loads(Path(places["train"]).read_text(encoding="utf-8"))
+    dataset["data"][0]["paragraphs"][7]["qas"][0]["answers"] = []
+    (tmp_path / "bad.json").write_text(json.dumps(dataset), encoding="utf-8")
+    words = [
+        f"--{name.replace('_', '-')}={place}" for name, place in (places | {"train": tmp_path / "bad.json"}).items()
+    ]
+    # In a process of its own: how its log reaches the terminal is what is tried.
+    command = [sys.executable, "-m", "largebatch", "train", "squad", *words, "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "bad.json: question q7, left out: it has no answers" in done.stderr
+
+
+def test_more_questions_than_there_are_cannot_be_had(places: dict[str, Any]) -> None:
+    run = squad(**places, train_questions=91)
+    with pytest.raises(InputError, match=r"91 questions of .*train\.json are asked for, it has 90"):
+        run.task.check(run.stages)
 
 
 def test_the_grid_is_berts() -> None:

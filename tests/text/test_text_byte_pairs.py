@@ -22,7 +22,10 @@ BPE: dict[str, Any] = {"tokenizer": "bpe", "vocabulary_size": 400, "held_out_fra
 def _prepared(folder: Path, made: list[list[str]] = MADE, **options: Any) -> PreparedCorpus:
     folder.mkdir(exist_ok=True)
     (folder / "made.txt").write_text(as_text(made), encoding="utf-8")
-    return prepare(PrepareOptions(source=str(folder / "made.txt"), **{**BPE, **options}), folder / "corpus")
+    asked = {**BPE, **options}
+    if "vocabulary" in asked:
+        del asked["vocabulary_size"]  # it has its own
+    return prepare(PrepareOptions(source=str(folder / "made.txt"), **asked), folder / "corpus")
 
 
 def _texts(corpus: PreparedCorpus, store: DocumentStore) -> list[str]:

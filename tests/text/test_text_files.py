@@ -148,7 +148,7 @@ def test_any_file_system_that_fsspec_knows() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{}/nothing", "there is no file or folder .*nothing; allowed are pydocs, a path, a URL"),
+        ("{}/nothing", "there is no file or folder .*nothing; allowed are a path, a URL"),
         ("{}/*.txt", "there is no file or folder"),
         ("{}", r"holds no \.jsonl, \.md, \.txt file, plain or compressed"),
         ("unheard://bucket/x", "cannot be opened: Protocol not known: unheard"),

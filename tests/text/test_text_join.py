@@ -121,6 +121,19 @@ def test_parts_that_were_not_prepared_alike_are_refused(parts: list[Path], vocab
     assert not (tmp_path / "whole.partial").exists()
 
 
+def test_parts_with_one_vocabulary_are_alike_wherever_it_lay(vocabulary: str, tmp_path: Path) -> None:
+    first = Path(vocabulary)
+    other = _part(tmp_path / "other", vocabulary, 0, 30, held_out_fraction=0.02).folder
+    # Equal files by other names, as on another machine.
+    shutil.copyfile(first / "vocab.txt", tmp_path / "same.txt")
+    named = _part(tmp_path / "named", str(tmp_path / "same.txt"), 30, 60, held_out_fraction=0.02).folder
+    for one, two in ((other, named), (named, other)):
+        assert join([one, two], tmp_path / f"whole-{one.parent.name}").train.documents == 60 - 2
+    copy = shutil.copytree(other, tmp_path / "copy")
+    with pytest.raises(InputError, match=r"copy holds the documents of .*other/corpus: they would stand"):
+        join([named, other, copy], tmp_path / "twice")
+
+
 def test_a_damaged_part_is_named_and_nothing_is_left(parts: list[Path], tmp_path: Path) -> None:
     damaged = next(parts[1].glob("train-*.tokens.npy"))
     content = bytearray(damaged.read_bytes())

@@ -30,8 +30,11 @@ def write(path: Path, made: list[list[str]] = MADE) -> str:
 
 
 def prepared(source: str, out: Path, **options: Any) -> PreparedCorpus:
-    """Prepare with small options."""
-    return prepare(PrepareOptions(source=source, **{**SMALL, **options}), out)
+    """Prepare with small options; a vocabulary that is given has its own size."""
+    asked = {**SMALL, **options}
+    if "vocabulary" in asked:
+        del asked["vocabulary_size"]
+    return prepare(PrepareOptions(source=source, **asked), out)
 
 
 def decoded(store: DocumentStore) -> list[list[list[int]]]:
@@ -300,6 +303,8 @@ def test_an_unknown_suffix_is_read_as_text_on_demand(tmp_path: Path) -> None:
         ({"held_out_fraction": 1.0}, "held_out_fraction is 1.0: allowed are 0 up to"),
         ({"held_out_fraction": float("nan")}, "held_out_fraction is nan"),
         ({"vocabulary_size": 63}, "vocabulary_size is 63: at least 64"),
+        ({"vocabulary": "v.txt", "vocabulary_size": 500}, "500, but no vocabulary is trained: v.txt is given"),
+        ({"vocabulary": "v.txt", "vocabulary_megabytes": 5}, "vocabulary_megabytes is 5, but no vocabulary is trained"),
         ({"workers": 0}, "workers is 0: at least 1"),
         ({"seed": -1}, "seed is -1: at least 0"),
         ({"seed": 1 << 64}, r"it must be below 2\^64"),

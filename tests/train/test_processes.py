@@ -22,7 +22,8 @@ RECIPE = "train.toy:toy"
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    paths = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 
 
 def command(out: Path, *words: str, ranks: int = 1, recipe: str = RECIPE) -> list[str]:

@@ -53,6 +53,7 @@ def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert re.search(r"prepared \d+ documents", done.stdout)
     assert "fine-tuning on SQuAD with seed 1, the last is 1" in done.stdout
+    assert "Fine-tuned on SQuAD with 2 seeds: F1" in done.stdout
     return out
 
 
@@ -127,8 +128,40 @@ def test_an_interrupted_preparation_begins_again(words: list[str], tmp_path: Pat
         process.wait()
     assert not (tmp_path / "run").exists()
     done = run(tmp_path / "run", *given, "--dry-run", recipe=TINY)
+    assert done.returncode == 2
+    assert "corpus is not prepared, which a dry run does not do" in done.stderr
+    assert not (tmp_path / "run").exists()
+    done = run(tmp_path / "run", *given, "--resume", recipe=TINY)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"run holds no run yet, one begins there", done.stdout)
+    assert len(_scores(tmp_path / "run")) == 2
+    done = run(tmp_path / "other", *given, "--dry-run", recipe=TINY)
     assert done.returncode == 0, done.stderr
     assert "then SQuAD with 2 seeds: 3 epochs" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"--squad-lr": "0.001"},
+            r"seed-0 was fine-tuned with another stages\.0\.peak_lr \(recorded 0\.003, given 0\.001\)",
+        ),
+        ({"--squad-dev": "TRAIN"}, r"seed-0 was fine-tuned with another task\.dev"),
+        ({"--source": "elsewhere.txt"}, r"holds a corpus prepared with source .*words\.txt, not elsewhere\.txt"),
+    ],
+)
+def test_seeds_of_one_mean_are_fine_tuned_alike(
+    whole: Path, words: list[str], changed: dict[str, str], said: str
+) -> None:
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    changed = {name: given["--squad-train"] if value == "TRAIN" else value for name, value in changed.items()}
+    options = [word for pair in (given | changed).items() for word in pair]
+    before = (whole / "report.html").read_bytes()
+    done = run(whole, *options, "--corpus", str(whole.parent / "corpus"), "--resume", recipe=TINY)
+    assert done.returncode == 2
+    assert re.search(said, done.stderr), done.stderr
+    assert (whole / "report.html").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -141,6 +174,9 @@ def test_an_interrupted_preparation_begins_again(words: list[str], tmp_path: Pat
         (["--squad-lr", "1e-4"], "--squad-lr is given"),
         (["--squad-train", "x", "--squad-dev", "x", "--squad-seeds", "0"], "squad_seeds is 0"),
         (["--squad-train", "x", "--squad-dev", "x", "--squad-epochs", "nan"], "squad_epochs is nan"),
+        (["--squad-train", "x", "--squad-dev", "x", "--squad-dev-questions", "0"], "squad_dev_questions is 0"),
+        (["--squad-train", "x", "--squad-dev", "x", "--squad-sequence-length", "4000"], "to be pre-trained allows 128"),
+        (["--squad-train", "x", "--squad-dev", "x", "--squad-sequence-length", "3"], "the windows of SQuAD: sequence"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything(

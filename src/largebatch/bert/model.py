@@ -82,7 +82,8 @@ def random_model(config: BertConfig, seed: int, *, encoder_init_std: float | Non
         network = BertForPreTraining._from_config(config, dtype=torch.float32)
     if encoder_init_std is not None:
         with torch.no_grad():
-            for part in (network.bert.encoder, network.bert.pooler, network.cls.seq_relationship):
+            bert: Any = network.bert
+            for part in (bert.encoder, bert.pooler, network.cls.seq_relationship):
                 for module in part.modules():
                     if isinstance(module, nn.Linear):
                         module.weight *= encoder_init_std / config.initializer_range

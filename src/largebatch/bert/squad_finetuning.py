@@ -222,7 +222,7 @@ class SquadFineTuning:
 
     @cached_property
     def _is_v2(self) -> bool:
-        return any(not question.answers for question in self._encoded_dev().questions)
+        return any(question.may_be_impossible for question in self._encoded_dev().questions)
 
 
 # A run's task is made again wherever an option changes; its questions take seconds to read.
@@ -237,5 +237,7 @@ def _questions(source: str, split: str, limit: int | None) -> list[Question]:
         _log.warning("%s: question %s%s: %s", source, problem.id, "" if problem.kept else ", left out", problem.what)
     if len(problems) > _SHOWN_PROBLEMS:
         _log.warning("%s: %d more such problems", source, len(problems) - _SHOWN_PROBLEMS)
-    count = min(limit or len(questions), len(questions))
+    count = len(questions) if limit is None else limit
+    if count > len(questions):
+        raise InputError(f"{count} questions of {source} are asked for, it has {len(questions)} that can be used")
     return [questions[i * len(questions) // count] for i in range(count)]

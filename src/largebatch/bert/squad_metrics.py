@@ -47,6 +47,8 @@ def evaluate(dataset: Mapping[str, Any], predictions: Mapping[str, str]) -> dict
         InputError: the data set has no question or not this form; a question of v1.1 has no answer; two have one id; a
             prediction is not text.
     """
+    if not isinstance(predictions, Mapping):
+        raise InputError(f"the predictions are {type(predictions).__name__}; they must map ids to answers")
     questions = list(_questions(dataset))
     may_be_impossible = any("is_impossible" in question for question in questions)
     exact = f1 = 0.0

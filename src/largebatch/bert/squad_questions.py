@@ -30,6 +30,8 @@ class Question:
     context: str
     answers: tuple[Answer, ...]
     """Empty where the context has none, which only v2 allows."""
+    may_be_impossible: bool = False
+    """Whether the data set says of it if it is impossible, as v2 does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def questions_of(dataset: Mapping[str, Any], *, answers_needed: bool = True) -> 
     seen: set[str] = set()
     for place, context, entry in entries(dataset):
         name = entry.get("id") if isinstance(entry, Mapping) else None
-        shown = name if isinstance(name, str) and name else place
+        shown = name if isinstance(name, str) and name and is_text(name) else place
         told: list[str] = []
         try:
             question = _question(entry, context, told, answers_needed)
@@ -92,6 +94,15 @@ def questions_of(dataset: Mapping[str, Any], *, answers_needed: bool = True) -> 
     return questions, problems
 
 
+def is_text(characters: str) -> bool:
+    """Return whether a string can be written as UTF-8, which half of a surrogate pair cannot."""
+    try:
+        characters.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _question(entry: Any, context: Any, told: list[str], answers_needed: bool) -> Question:
     """Return a question, and append what is wrong with its answers."""
     if not isinstance(entry, Mapping):
@@ -103,17 +114,20 @@ def _question(entry: Any, context: Any, told: list[str], answers_needed: bool) -
         raise _Unusable("its context is empty")
     if not isinstance(text, str) or not text.strip():
         raise _Unusable("the question is empty")
+    if not all(map(is_text, (name, text, context))):
+        raise _Unusable("its id, question or context holds half of a surrogate pair, which is no text")
+    v2 = "is_impossible" in entry
     if entry.get("is_impossible"):
-        return Question(name, text, context, ())
+        return Question(name, text, context, (), v2)
     annotated = entry.get("answers")
     if not annotated and not answers_needed:
-        return Question(name, text, context, ())
+        return Question(name, text, context, (), v2)
     if not isinstance(annotated, list) or not annotated:
         raise _Unusable("it has no answers")
     answers = [found for answer in annotated if (found := _answer(answer, context, told)) is not None]
     if not answers and answers_needed:
         raise _Unusable("none of its answers can be used")
-    return Question(name, text, context, tuple(answers))
+    return Question(name, text, context, tuple(answers), v2)
 
 
 def _answer(answer: Any, context: str, told: list[str]) -> Answer | None:

@@ -9,7 +9,7 @@ import torch
 from largebatch.aside import write_aside
 from largebatch.bert.squad_answers import AnswerOptions, RankedAnswer
 from largebatch.bert.squad_batches import JudgedQuestions, collate_questions
-from largebatch.bert.squad_questions import Question
+from largebatch.bert.squad_questions import Question, is_text
 from largebatch.bert.squad_windows import EncodedQuestions, WindowSizes
 from largebatch.bert.tokenizer_files import tokenizer_of
 from largebatch.errors import InputError
@@ -62,9 +62,11 @@ class Reader:
         """Return the answers to a question, the one that is given first.
 
         Raises:
-            InputError: the question or the context is empty.
+            InputError: the question or the context is empty or no text.
         """
         for name, text in (("question", question), ("context", context)):
+            if not isinstance(text, str) or not is_text(text):
+                raise InputError(f"the {name} is {text!r:.80}, it must be text")
             if not text.strip():
                 raise InputError(f"the {name} is empty")
         return self.answer_all([Question("question", question, context, ())])["question"]

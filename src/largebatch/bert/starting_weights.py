@@ -33,17 +33,19 @@ def configuration(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise InputError(f"init_from {folder} is not a folder with a Hugging Face model: no {path.name}") from None
+        raise InputError(f"{folder} is not a folder with a Hugging Face model: no {path.name}") from None
     except ValueError as error:
-        raise InputError(f"init_from {path} is not valid JSON ({error})") from None
+        raise InputError(f"{path} is not valid JSON ({error})") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "bert":
-        raise InputError(f"init_from {folder} holds a model of type {kind!r}, allowed is 'bert'")
+        raise InputError(f"{folder} holds a model of type {kind!r}, allowed is 'bert'")
     if config.get("type_vocab_size", 2) != 2:
-        raise InputError(f"init_from {path} has type_vocab_size {config['type_vocab_size']}, allowed is 2")
+        raise InputError(f"{path} has type_vocab_size {config['type_vocab_size']}, allowed is 2")
+    if (positions := config.get("position_embedding_type", "absolute")) != "absolute":
+        raise InputError(f"{path} has position_embedding_type {positions!r}, allowed is 'absolute'")
     lacking = [theirs for theirs in (*SIZES.values(), "vocab_size") if not isinstance(config.get(theirs), int)]
     if lacking:
-        raise InputError(f"init_from {path} does not give {', '.join(lacking)} as a whole number")
+        raise InputError(f"{path} does not give {', '.join(lacking)} as a whole number")
     return config
 
 
@@ -55,7 +57,7 @@ def check_vocabulary(folder: Path, corpus: PreparedCorpus) -> None:
     size = configuration(folder)["vocab_size"]
     if size != corpus.vocabulary_size:
         raise InputError(
-            f"init_from {folder} has a vocabulary of {size} tokens and the corpus {corpus.folder} one of "
+            f"{folder} has a vocabulary of {size} tokens and the corpus {corpus.folder} one of "
             f"{corpus.vocabulary_size}: prepare the corpus with the model's own vocabulary"
         )
     theirs = _vocabulary(folder)
@@ -64,7 +66,7 @@ def check_vocabulary(folder: Path, corpus: PreparedCorpus) -> None:
     for token, number in corpus.tokenizer().get_vocab().items():
         if theirs.get(token) != number:
             raise InputError(
-                f"init_from {folder} and the corpus {corpus.folder} number their tokens differently, {token!r} for "
+                f"{folder} and the corpus {corpus.folder} number their tokens differently, {token!r} for "
                 "one: prepare the corpus with the model's own vocabulary"
             )
 

@@ -117,9 +117,10 @@ def bert_tiny(
     """BERT of 2 layers and 128 units in three stages, the same samples at every batch: the paper's table in miniature.
 
     Two stages at ``batch``: half of ``samples`` sequences of 16 tokens, which is where so small a network learns to use
-    context at all, and ``samples`` of 64; then one of a sixteenth as many of 256 at ``last_batch``, or half of ``batch``.
-    Each is warmed up from zero. The rate is ``lr_at_32`` at batch 32 and follows the square-root rule; warm-up has the
-    same steps at every batch (linear-epoch rule). Fine-tuned on SQuAD with ``--squad-train`` and ``--squad-dev``.
+    context at all, and ``samples`` of 64; then one of a sixteenth of them of 256 at ``last_batch``, or half of
+    ``batch``. Each is warmed up from zero. The rate is ``lr_at_32`` at batch 32 and follows the square-root rule;
+    warm-up has the same steps at every batch (linear-epoch rule). Fine-tuned on SQuAD with ``--squad-train`` and
+    ``--squad-dev``.
     Status: not yet run to its end.
     """
     last = max(1, batch // 2) if last_batch is None else last_batch

@@ -111,9 +111,16 @@ def _description(recipe: Recipe) -> str:
     lines = [inspect.cleandoc(recipe.__doc__ or "")]
     for parameter in inspect.signature(recipe).parameters.values():
         kind = parameter.annotation
-        shown = kind.__name__ if isinstance(kind, type) else "|".join(str(item) for item in get_args(kind)) or str(kind)
-        lines.append(f"--{parameter.name.replace('_', '-')} {shown.upper()} (default: {parameter.default})")
+        shown = "|".join(map(_shown, get_args(kind) or (kind,)))
+        lines.append(f"--{parameter.name.replace('_', '-')} {shown} (default: {parameter.default})")
     return "\n".join(lines)
+
+
+def _shown(kind: Any) -> str:
+    """Return a type as INT or NONE, a word that is allowed as it is."""
+    if isinstance(kind, type):
+        return "NONE" if kind is type(None) else kind.__name__.upper()
+    return str(kind)
 
 
 def promise(name: str) -> str:

@@ -204,7 +204,7 @@ def list_files(source: str, suffixes: frozenset[str]) -> list[InputFile]:
         raise InputError(f"the source {source} cannot be opened: {_reason(error)}") from None
     if not files:
         raise InputError(
-            f"there is no file or folder {source}; allowed are pydocs, a path, a URL, a pattern with *, and "
+            f"there is no file or folder {source}; allowed are a path, a URL, a pattern with *, and "
             "hf:NAME for a Hugging Face dataset"
         )
     return files

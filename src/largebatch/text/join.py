@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from largebatch.text.shards import (
 )
 
 _TOKENIZER = "tokenizer.json"
+_OF_THE_VOCABULARY = {"vocabulary", "vocabulary_size", "vocabulary_megabytes", "lowercase"}
+"""Options that say where the vocabulary came from and how it writes text; the tokenizers themselves are compared."""
 
 
 def join(parts: Sequence[Path | str], out: Path | str) -> PreparedCorpus:
@@ -51,8 +54,8 @@ def join(parts: Sequence[Path | str], out: Path | str) -> PreparedCorpus:
     if twice is not None:
         raise InputError(f"the corpus {twice} is given twice: its documents would stand in the whole twice")
     corpora = [PreparedCorpus.open(folder) for folder in folders]
-    for corpus in corpora[1:]:
-        _check_alike(corpora[0], corpus)
+    for first, corpus in combinations(corpora, 2):
+        _check_alike(first, corpus)
     found = [_described(corpus) for corpus in corpora]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if (out / MANIFEST).is_file() and read_manifest(out).get("parts") == found:
@@ -119,6 +122,11 @@ def _described(corpus: PreparedCorpus) -> dict[str, Any]:
     return {"source": manifest.get("source"), "input": manifest.get("input"), "counts": manifest["counts"]}
 
 
+def _documents_of(corpus: PreparedCorpus) -> dict[str, Any]:
+    """Return the checksums of a corpus's shards."""
+    return {name: file for name, file in corpus.manifest["files"].items() if SHARD_FILE.fullmatch(name)}
+
+
 def _check_alike(first: PreparedCorpus, other: PreparedCorpus) -> None:
     """Raise InputError unless two corpora may be parts of one."""
     ours, theirs = first.manifest, other.manifest
@@ -127,11 +135,13 @@ def _check_alike(first: PreparedCorpus, other: PreparedCorpus) -> None:
             f"{other.folder} has another vocabulary than {first.folder}: prepare all parts with the same --vocabulary"
         )
     options, others = (dict(manifest.get("options", {})) for manifest in (ours, theirs))
-    for name in sorted(options.keys() | others.keys()):
+    for name in sorted((options.keys() | others.keys()) - _OF_THE_VOCABULARY):
         if json.dumps(options.get(name)) != json.dumps(others.get(name)):
             raise InputError(
                 f"{other.folder} was prepared with {name} {others.get(name)}, {first.folder} with {options.get(name)}: "
                 "parts of one corpus are prepared alike"
             )
+    if _documents_of(first) == _documents_of(other):
+        raise InputError(f"{other.folder} holds the documents of {first.folder}: they would stand in the whole twice")
     if options.get("deduplicate_lines") is True:
         raise InputError("the parts were prepared with deduplicate_lines, which cannot see the lines of other parts")

@@ -84,6 +84,11 @@ class PrepareOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} is {value}: at least {least} is allowed")
+        for name in ("vocabulary_size", "vocabulary_megabytes"):
+            if self.vocabulary is not None and getattr(self, name) != getattr(PrepareOptions, name):
+                raise InputError(
+                    f"{name} is {getattr(self, name)}, but no vocabulary is trained: {self.vocabulary} is given"
+                )
         if self.tokenizer == "bpe" and self.vocabulary_size < LEAST_BYTE_PAIRS:
             raise InputError(
                 f"vocabulary_size is {self.vocabulary_size}: bpe needs {LEAST_BYTE_PAIRS} or more, one for each byte"
