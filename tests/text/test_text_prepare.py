@@ -252,6 +252,8 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path: 
         with pytest.raises(InputError, match=message) as caught:
             prepared(path, tmp_path / "out", **options)
         assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"made\.txt is a file: choose a new"):
+        prepared(other, Path(source))
     changed = Path(source).read_text().replace("a", "o", 1)  # the size stays
     Path(source).write_text(changed)
     with pytest.raises(InputError, match="prepared from another state of"):

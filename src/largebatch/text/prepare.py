@@ -256,6 +256,8 @@ def _existing(out: Path, source_name: str, asked: dict[str, Any], source: Source
     """Return the corpus in `out` if it is the one asked for, None if there is nothing; raises InputError."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
+    if not out.is_dir():
+        raise InputError(f"{out} is a file: choose a new or an empty folder")
     if not (out / MANIFEST).is_file():
         raise InputError(f"{out} holds other files: choose a new or an empty folder")
     manifest = read_manifest(out)
