@@ -83,12 +83,11 @@ class _one_line_errors(contextlib.AbstractContextManager[None]):
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._redirect.__exit__(kind, error, trace)
-        if not (isinstance(error, SystemExit) and error.code == 2):
-            sys.stderr.write(self._caught.getvalue())  # a recipe is called within, which may warn of its data
-        else:
+        if isinstance(error, SystemExit) and error.code == 2:
             raise InputError(
                 f"{one_line(self._caught.getvalue())} (largebatch {self._verb} --help lists what is allowed)"
             ) from error
+        sys.stderr.write(self._caught.getvalue())  # a recipe is called within, which may warn of its data
 
 
 def one_line(boxed: str) -> str:

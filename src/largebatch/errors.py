@@ -13,10 +13,10 @@ class InputError(ValueError):
 
 
 def check_at_least(record: object, **least: int) -> None:
-    """Raise InputError unless the fields of a record are at least so much; NaN is not."""
+    """Raise InputError unless the fields of a record are None or at least so much; NaN is not."""
     for name, lowest in least.items():
         value = getattr(record, name)
-        if not value >= lowest:
+        if value is not None and not value >= lowest:
             raise InputError(f"{name} is {value}, allowed is {lowest} or more")
 
 

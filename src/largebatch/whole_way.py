@@ -18,7 +18,7 @@ from largebatch.bert.squad import WindowSizes, read_questions
 from largebatch.errors import InputError, check_at_least
 from largebatch.recipes.squad import squad
 from largebatch.text.shards import MANIFEST, read_manifest
-from largebatch.train.precision import best_precision
+from largebatch.train.precision import chosen_precision
 from largebatch.train.run import Run, changed_fields
 from largebatch.train.run_record import Origin, fingerprint, read_run_record
 
@@ -74,10 +74,7 @@ class WholeWay:
             return
         if self.questions is None:
             return
-        given = ("squad_train_questions", "squad_dev_questions")
-        check_at_least(
-            self, squad_seeds=1, squad_batch=1, **{name: 1 for name in given if getattr(self, name) is not None}
-        )
+        check_at_least(self, squad_seeds=1, squad_batch=1, squad_train_questions=1, squad_dev_questions=1)
         for name, value in (("squad_epochs", self.squad_epochs), ("squad_lr", self.squad_lr)):
             if not 0 < value < float("inf"):
                 raise InputError(f"{name} is {value}, allowed is more than 0 and finite")
@@ -118,14 +115,11 @@ class WholeWay:
                     "--source, or name another folder with --corpus"
                 )
             return
-        if dry:
+        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if dry or many:
+            reason = "a dry run does not do" if dry else "many processes do not wait for"
             raise InputError(
-                f"the corpus {corpus} is not prepared, which a dry run does not do: run `largebatch prepare --source "
-                f"{self.source} --out {corpus}` first"
-            )
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(
-                f"the corpus {corpus} is not prepared, which many processes do not wait for: run "
+                f"the corpus {corpus} is not prepared, which {reason}: run "
                 f"`largebatch prepare --source {self.source} --out {corpus}` first"
             )
         from largebatch.prepare_display import PrepareDisplay
@@ -179,8 +173,7 @@ def is_finished(folder: Path) -> bool:
 
 def check_alike(folder: Path, run: Run[Any, Any], device: torch.device) -> None:
     """Raise InputError unless a finished fine-tuning is the one that would be run now, wherever its model lay."""
-    if run.precision == "auto":
-        run = replace(run, precision=best_precision(device))
+    run = replace(run, precision=chosen_precision(run.precision, device))
     recorded = read_run_record(folder)
     changed = changed_fields(recorded["run"], run.as_dict())
     changed = [field for field in changed if not field.startswith("task.init_from ")]

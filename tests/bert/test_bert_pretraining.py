@@ -185,6 +185,7 @@ def test_init_from_is_checked_before_anything_is_built(task: BertPretraining, tm
         ({"vocab_size": 70}, f"a vocabulary of 70 tokens and the corpus .* one of {len(PIECES)}"),
         ({"model_type": "gpt2"}, "holds a model of type 'gpt2', allowed is 'bert'"),
         ({"type_vocab_size": 1}, "has type_vocab_size 1, allowed is 2"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key', allowed is 'absolute'"),
         ({"hidden_size": None}, "does not give hidden_size as a whole number"),
     ):
         (model / "config.json").write_text(json.dumps({**config, **change}), encoding="utf-8")

@@ -58,9 +58,7 @@ def test_what_cannot_be_read_is_told_by_the_check_and_not_by_the_help(
         squad(**places, epochs=math.nan)
 
 
-def test_what_is_wrong_with_training_questions_is_told(
-    places: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_wrong_with_training_questions_is_told(places: dict[str, Any], tmp_path: Path) -> None:
     dataset = json.loads(Path(places["train"]).read_text(encoding="utf-8"))
     dataset["data"][0]["paragraphs"][7]["qas"][0]["answers"] = []
     (tmp_path / "bad.json").write_text(json.dumps(dataset), encoding="utf-8")
@@ -78,6 +76,10 @@ def test_more_questions_than_there_are_cannot_be_had(places: dict[str, Any]) -> 
     run = squad(**places, train_questions=91)
     with pytest.raises(InputError, match=r"91 questions of .*train\.json are asked for, it has 90"):
         run.task.check(run.stages)
+    for none in (0, -3):
+        run = squad(**places, train_questions=none)
+        with pytest.raises(InputError, match=f"train_questions is {none}, allowed is 1 or more"):
+            run.task.check(run.stages)
 
 
 def test_the_grid_is_berts() -> None:

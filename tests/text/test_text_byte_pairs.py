@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_corpora import as_text, documents, folder_bytes, run_preparation
+from text_corpora import as_text, asked, documents, folder_bytes, run_preparation
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -22,10 +22,7 @@ BPE: dict[str, Any] = {"tokenizer": "bpe", "vocabulary_size": 400, "held_out_fra
 def _prepared(folder: Path, made: list[list[str]] = MADE, **options: Any) -> PreparedCorpus:
     folder.mkdir(exist_ok=True)
     (folder / "made.txt").write_text(as_text(made), encoding="utf-8")
-    asked = {**BPE, **options}
-    if "vocabulary" in asked:
-        del asked["vocabulary_size"]  # it has its own
-    return prepare(PrepareOptions(source=str(folder / "made.txt"), **asked), folder / "corpus")
+    return prepare(PrepareOptions(source=str(folder / "made.txt"), **asked(BPE, **options)), folder / "corpus")
 
 
 def _texts(corpus: PreparedCorpus, store: DocumentStore) -> list[str]:

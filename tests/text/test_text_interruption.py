@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_corpora import as_text, documents, folder_bytes, is_alive, run_preparation, start_preparation
+from text_corpora import as_text, asked, documents, folder_bytes, is_alive, run_preparation, start_preparation
 
 from largebatch.errors import InputError
 from largebatch.text.options import PrepareOptions
@@ -166,7 +166,7 @@ def test_an_input_that_changed_in_between_gives_what_the_new_input_gives(
     source = tmp_path / "made.txt"
     text = whole.source.read_text(encoding="utf-8")
     source.write_text(text, encoding="utf-8")
-    options = {"source": str(source), **SMALL, "vocabulary": str(tmp_path / "vocab.txt"), "vocabulary_size": 8192}
+    options = asked(SMALL, source=str(source), vocabulary=str(tmp_path / "vocab.txt"))
     interrupted(options, tmp_path / "out", whole.units * 3 // 5)
     spot = text.index("a", {"first": 0, "middle": 3 * SHARD_BYTES, "last": len(text) - 400, "shorter": 0}[place])
     changed = text[: SHARD_BYTES // 2] if place == "shorter" else text[:spot] + "o" + text[spot + 1 :]
@@ -194,8 +194,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     options = whole.options
     if vocabulary == "given":
         (tmp_path / "vocab.txt").write_bytes(whole.content["vocab.txt"])
-        options["vocabulary"] = str(tmp_path / "vocab.txt")
-        del options["vocabulary_size"]
+        options = asked(options, vocabulary=str(tmp_path / "vocab.txt"))
     # a limit on the size of a file, to which the system answers as to a full disk; the training text is larger,
     # and so is one shard of everything
     status, output, errors = run_preparation(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from text_corpora import as_text, documents, folder_bytes, run_preparation
+from text_corpora import as_text, asked, documents, folder_bytes, run_preparation
 
 from largebatch.errors import InputError
 from largebatch.text import wordpiece
@@ -30,11 +30,8 @@ def write(path: Path, made: list[list[str]] = MADE) -> str:
 
 
 def prepared(source: str, out: Path, **options: Any) -> PreparedCorpus:
-    """Prepare with small options; a vocabulary that is given has its own size."""
-    asked = {**SMALL, **options}
-    if "vocabulary" in asked:
-        del asked["vocabulary_size"]
-    return prepare(PrepareOptions(source=source, **asked), out)
+    """Prepare with small options."""
+    return prepare(PrepareOptions(source=source, **asked(SMALL, **options)), out)
 
 
 def decoded(store: DocumentStore) -> list[list[list[int]]]:

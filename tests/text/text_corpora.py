@@ -42,6 +42,14 @@ except InputError as error:
 """
 
 
+def asked(defaults: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """Return options over defaults; a vocabulary that is given has its own size."""
+    merged = {**defaults, **options}
+    if "vocabulary" in options:
+        del merged["vocabulary_size"]
+    return merged
+
+
 def words(count: int, seed: int) -> list[str]:
     """Return words in which the first ones are frequent, as in text."""
     generator = random.Random(seed)

@@ -79,8 +79,7 @@ class SquadFineTuning:
 
         What is wrong with single questions is logged, the first few with their ids.
         """
-        subsets = {name: 1 for name in ("train_questions", "dev_questions") if getattr(self, name) is not None}
-        check_at_least(self, **subsets)
+        check_at_least(self, train_questions=1, dev_questions=1)
         check_dropout(self, "dropout", "attention_dropout")
         self._answer_options(may_be_impossible=False)
         longest = starting_weights.sizes(Path(self.init_from))["max_position_embeddings"]
@@ -238,6 +237,6 @@ def _questions(source: str, split: str, limit: int | None) -> list[Question]:
     if len(problems) > _SHOWN_PROBLEMS:
         _log.warning("%s: %d more such problems", source, len(problems) - _SHOWN_PROBLEMS)
     count = len(questions) if limit is None else limit
-    if count > len(questions):
+    if not 1 <= count <= len(questions):
         raise InputError(f"{count} questions of {source} are asked for, it has {len(questions)} that can be used")
     return [questions[i * len(questions) // count] for i in range(count)]

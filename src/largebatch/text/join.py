@@ -54,8 +54,11 @@ def join(parts: Sequence[Path | str], out: Path | str) -> PreparedCorpus:
     if twice is not None:
         raise InputError(f"the corpus {twice} is given twice: its documents would stand in the whole twice")
     corpora = [PreparedCorpus.open(folder) for folder in folders]
-    for first, corpus in combinations(corpora, 2):
-        _check_alike(first, corpus)
+    for corpus in corpora[1:]:
+        _check_alike(corpora[0], corpus)
+    for one, other in combinations(corpora, 2):
+        if _documents_of(one) == _documents_of(other):
+            raise InputError(f"{other.folder} holds the documents of {one.folder}: they would stand in the whole twice")
     found = [_described(corpus) for corpus in corpora]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if (out / MANIFEST).is_file() and read_manifest(out).get("parts") == found:
@@ -141,7 +144,5 @@ def _check_alike(first: PreparedCorpus, other: PreparedCorpus) -> None:
                 f"{other.folder} was prepared with {name} {others.get(name)}, {first.folder} with {options.get(name)}: "
                 "parts of one corpus are prepared alike"
             )
-    if _documents_of(first) == _documents_of(other):
-        raise InputError(f"{other.folder} holds the documents of {first.folder}: they would stand in the whole twice")
     if options.get("deduplicate_lines") is True:
         raise InputError("the parts were prepared with deduplicate_lines, which cannot see the lines of other parts")

@@ -36,7 +36,7 @@ from largebatch.train.held_out import HeldOut
 from largebatch.train.ledger import Ledger
 from largebatch.train.microbatch import Memory, activation_budget, largest_microbatch, measure
 from largebatch.train.observers import Observer
-from largebatch.train.precision import best_precision
+from largebatch.train.precision import chosen_precision
 from largebatch.train.ratios import adapted_ratios
 from largebatch.train.run import Run, Stage
 from largebatch.train.run_record import Origin, claim_folder, write_run_record
@@ -68,8 +68,7 @@ class Training:
     def __init__(
         self, run: Run[Any, Any], folder: Path, world: World, observers: Sequence[Observer], origin: Origin
     ) -> None:
-        if run.precision == "auto":
-            run = replace(run, precision=best_precision(world.device))
+        run = replace(run, precision=chosen_precision(run.precision, world.device))
         self.run, self.folder, self.world, self.origin = run, folder, world, origin
         self.observers = list(observers) if world.first else []
         self.task: Task = run.task

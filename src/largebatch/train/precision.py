@@ -18,3 +18,8 @@ def best_precision(device: torch.device) -> Precision:
     ask: Any = getattr(torch.cpu, "get_capabilities", dict)  # absent before torch 2.12
     capabilities = ask()
     return "bf16" if any(capabilities.get(name) for name in _CPU_BF16) else "fp32"
+
+
+def chosen_precision(wished: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """Return the arithmetic that was asked for, for "auto" the faster one."""
+    return best_precision(device) if wished == "auto" else wished
