@@ -1,7 +1,8 @@
 """Committed reports: their tables are what their committed results say."""
 
-import itertools
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,16 +40,54 @@ def test_the_table_of_a_report_is_that_of_its_results(results: Path) -> None:
 
 
 def test_the_best_of_each_tuning_stands_out_and_a_divergence_is_shown() -> None:
-    tuning = {"lamb, batch 32": {"0.001": 90.0, "0.002": 80.125, "0.004": float("inf")}}
+    tuning = {"lamb, batch 32": {0.001: 90.0, 0.002: 80.125, 0.004: float("inf")}}
     assert gpt_study.tuning_table(tuning).splitlines()[-1] == (
         "| lamb, batch 32 | 0.001: 90.00, **0.002: 80.12**, 0.004: inf |"
     )
 
 
-def test_optimizers_are_tuned_alike() -> None:
-    assert len({len(rates) for rates in gpt_study.RATES_AT_32.values()}) == 1
-    for rates in gpt_study.RATES_AT_32.values():
-        assert all(after == 2 * before for before, after in itertools.pairwise(rates))
+def test_rates_are_tried_until_the_best_lies_between_others() -> None:
+    first = (0.25, 0.5, 1.0)
+    assert gpt_study.further_rates(first, {0.5: 7.0}) == [0.25, 1.0]
+    assert gpt_study.further_rates(first, {0.25: 9.0, 0.5: 8.0, 1.0: 7.0}) == [2.0]
+    assert gpt_study.further_rates(first, {0.25: 6.0, 0.5: 8.0, 1.0: float("inf")}) == [0.125]
+    assert gpt_study.further_rates(first, {0.25: 9.0, 0.5: 7.0, 1.0: 8.0}) == []
+
+
+def bowl(trial: gpt_study.Trial) -> dict[str, object]:
+    """Perplexity by the rate's distance from the best one, which lies outside of the first three at batch 512."""
+    best = {32: 0.004, 512: 0.064}[trial.batch]
+    if trial.rate > 0.3:
+        return {"diverged": True}
+    return run(trial.seed, perplexity=50 + abs(math.log2(trial.rate / best)) + trial.seed)
+
+
+def test_a_study_that_is_stopped_goes_on_from_its_ledger(tmp_path: Path) -> None:
+    done: list[gpt_study.Trial] = []
+
+    def stopped_at(most: int) -> Callable[[gpt_study.Trial], dict[str, object]]:
+        def one(trial: gpt_study.Trial) -> dict[str, object]:
+            if len(done) >= most:
+                raise RuntimeError("no more")
+            done.append(trial)
+            return bowl(trial)
+
+        return one
+
+    path = tmp_path / "trials.json"
+    with pytest.raises(RuntimeError, match="no more"):
+        gpt_study.study(gpt_study.Ledger.open(path, "a text"), stopped_at(9))
+    gpt_study.study(gpt_study.Ledger.open(path, "a text"), stopped_at(1000))
+    assert len(done) == len(set(done)), "a trial was run twice"
+    ledger = gpt_study.Ledger.open(path, "a text")
+    for label, trials in gpt_study.best_trials(ledger).items():
+        assert {trial.rate for trial in trials} == {0.064 if label.endswith("512") else 0.004}, label
+        assert [trial.seed for trial in trials] == [0, 1, 2]
+        assert set(trials) <= set(done)
+    page = "<!-- scores -->\n<!-- /scores -->\n<!-- tuning -->\n<!-- /tuning -->\n"
+    assert "| adamw, batch 512 | 3 | 51.00 ± 1.00 |" in gpt_study.filled(page, ledger)
+    with pytest.raises(ValueError, match="holds trials on the text a text"):
+        gpt_study.Ledger.open(path, "another")
 
 
 def test_a_run_that_has_not_ended_is_refused(tmp_path: Path) -> None:
