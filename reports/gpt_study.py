@@ -21,6 +21,8 @@ from threading import Lock
 from typing import Any
 
 from collect import insert, read_run, table
+from largebatch.aside import write_aside
+from largebatch.text.shards import read_manifest
 from largebatch.whole_way import is_finished
 
 BATCHES = (32, 512)
@@ -92,9 +94,7 @@ class Ledger:
         with self.lock:
             self.records[trial] = record
             trials = [{"trial": asdict(trial), "run": self.records[trial]} for trial in sorted(self.records)]
-            beside = self.path.with_suffix(".part")
-            beside.write_text(json.dumps({"corpus": self.corpus, "trials": trials}, indent=1) + "\n", encoding="utf-8")
-            beside.replace(self.path)
+            write_aside(self.path, json.dumps({"corpus": self.corpus, "trials": trials}, indent=1) + "\n")
         print(f"{trial.name}: {self.perplexity(trial):.2f}", flush=True)
 
     def perplexity(self, trial: Trial) -> float:
@@ -109,6 +109,11 @@ class Ledger:
             for trial in sorted(self.records)
             if (trial.optimizer, trial.batch, trial.seed) == (optimizer, batch, SEEDS[0])
         }
+
+
+def label(optimizer: str, batch: int) -> str:
+    """Return what the tables call one of the four."""
+    return f"{optimizer}, batch {batch}"
 
 
 def best_rate(tuning: Tuning) -> float:
@@ -146,7 +151,7 @@ def study(ledger: Ledger, run: Callable[[Trial], dict[str, Any]]) -> None:
 def best_trials(ledger: Ledger) -> dict[str, list[Trial]]:
     """Return label -> the trials of each seed at the best rate."""
     return {
-        f"{optimizer}, batch {batch}": [
+        label(optimizer, batch): [
             Trial(optimizer, batch, best_rate(ledger.tuning(optimizer, batch)), seed) for seed in SEEDS
         ]
         for optimizer, batch in CELLS
@@ -156,26 +161,25 @@ def best_trials(ledger: Ledger) -> dict[str, list[Trial]]:
 def tuning_table(tuning: dict[str, Tuning]) -> str:
     """Return a table in Markdown: a row for each of the four, with the perplexity at each rate."""
     lines = ["| | rate at batch 32: perplexity |", "| --- | --- |"]
-    for label, found in tuning.items():
+    for name, found in tuning.items():
         best = best_rate(found)
         cells = (
             f"**{rate:g}: {value:.2f}**" if rate == best else f"{rate:g}: {value:.2f}" for rate, value in found.items()
         )
-        lines.append(f"| {label} | {', '.join(cells)} |")
+        lines.append(f"| {name} | {', '.join(cells)} |")
     return "\n".join(lines)
 
 
 def filled(page: str, ledger: Ledger) -> str:
     """Return the page with both tables of a study that has come to its end."""
-    groups = {label: [ledger.records[trial] for trial in trials] for label, trials in best_trials(ledger).items()}
-    tuning = {f"{optimizer}, batch {batch}": ledger.tuning(optimizer, batch) for optimizer, batch in CELLS}
+    groups = {name: [ledger.records[trial] for trial in trials] for name, trials in best_trials(ledger).items()}
+    tuning = {label(*cell): ledger.tuning(*cell) for cell in CELLS}
     return insert(insert(page, table(groups)), tuning_table(tuning), "tuning")
 
 
 def main(corpus: Path, out: Path) -> None:
     """Go through the study, and write what came out."""
-    manifest = json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))
-    ledger = Ledger.open(REPORT / "trials.json", manifest["input"]["sha256"])
+    ledger = Ledger.open(REPORT / "trials.json", read_manifest(corpus)["input"]["sha256"])
     study(ledger, lambda trial: trial.run(corpus, out / trial.name))
     page = REPORT / "README.md"
     page.write_text(filled(page.read_text(encoding="utf-8"), ledger), encoding="utf-8")
