@@ -59,14 +59,19 @@ def over_seeds(values: list[float]) -> str:
 
 
 def table(groups: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a table in Markdown: one row for each label, the scores that all runs have, over seeds and one by one."""
-    names = list(next(iter(groups.values()))[0]["scores"])
+    """Return a table in Markdown: one row for each label, the scores that all runs have, over seeds and one by one.
+
+    A seed that diverged, which has no scores, is named as such and stands in no mean.
+    """
+    names = list(next(run for runs in groups.values() for run in runs if "scores" in run)["scores"])
     header = ["", "seeds", *names, f"{names[-1]} of each seed"]
     lines = [header, ["---"] * len(header)]
     for label, runs in groups.items():
-        columns = [[run["scores"][name] for run in runs] for name in names]
-        each = ", ".join(f"{value:.{DIGITS}f}" for value in columns[-1])
-        lines.append([label, str(len(runs)), *map(over_seeds, columns), each])
+        ended = [run["scores"] for run in runs if "scores" in run]
+        count = str(len(runs)) if len(ended) == len(runs) else f"{len(ended)} of {len(runs)}"
+        means = [over_seeds([scores[name] for scores in ended]) for name in names]
+        each = (f"{run['scores'][names[-1]]:.{DIGITS}f}" if "scores" in run else "diverged" for run in runs)
+        lines.append([label, count, *means, ", ".join(each)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

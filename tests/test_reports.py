@@ -26,6 +26,11 @@ def test_a_table_has_mean_and_standard_deviation_over_seeds() -> None:
     assert "| b | 1 | 5.00 | 5.00 |" in text
 
 
+def test_a_seed_that_diverged_is_named_and_stands_in_no_mean() -> None:
+    text = collect.table({"a": [{"diverged": True}, run(1, f1=1.0), run(2, f1=3.0)], "b": [run(0, f1=5.0)]})
+    assert "| a | 2 of 3 | 2.00 ± 1.41 | diverged, 1.00, 3.00 |" in text
+
+
 @pytest.mark.parametrize("results", RESULTS, ids=lambda path: path.parent.name)
 def test_the_table_of_a_report_is_that_of_its_results(results: Path) -> None:
     page = (results.parent / "README.md").read_text(encoding="utf-8")
