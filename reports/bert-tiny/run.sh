@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's table in miniature. A run that is done is passed over, one that was stopped goes on. Two hours and a half on two cores.
+# The paper's table in miniature. A run that is done is passed over, one that was stopped goes on. Two hours on two cores.
 #   reports/bert-tiny/run.sh TEXT SQUAD OUT
 # TEXT: text for `largebatch prepare`; SQUAD: folder with train-v1.1.json.xz and dev-v1.1.json.xz; OUT: where all goes.
 set -euo pipefail
@@ -11,17 +11,18 @@ train() { # FOLDER RECIPE OPTIONS
   resume=$([ -f "$1/run.json" ] && echo --resume || true)
   python -m largebatch train "$2" "${@:3}" --keep-checkpoints 1 --out "$1" $resume
 }
-fine_tune() { # NAME SEED
-  train "$out/$1/squad/seed-$2" squad --train "$squad/train-v1.1.json.xz" --dev "$squad/dev-v1.1.json.xz" \
-    --init-from "$out/$1/model" --epochs 1 --batch 32 --lr 1e-3 --train-questions 30000 --evaluate-every-steps 0 --seed "$2"
+fine_tune() { # NETWORK RATE SEED
+  train "$out/$1/squad-$2/seed-$3" squad --train "$squad/train-v1.1.json.xz" --dev "$squad/dev-v1.1.json.xz" \
+    --init-from "$out/$1/model" --epochs 1 --lr "$2" --stride 90 --dropout 0 --attention-dropout 0 \
+    --evaluate-every-steps 0 --seed "$3"
 }
 export -f train fine_tune
 
 [ -f "$out/corpus/manifest.json" ] || python -m largebatch prepare --source "$text" --out "$out/corpus" --vocabulary-size 8192
-train "$out/batch-256" bert-tiny --batch 256 --last-batch 128 --corpus "$out/corpus" &
+train "$out/batch-256" bert-tiny --corpus "$out/corpus" &
 other=$!
 train "$out/batch-32" bert-tiny --batch 32 --last-batch 32 --corpus "$out/corpus"
 wait $other
 [ -f "$out/untrained/model/config.json" ] || python "$(dirname "$0")/untrained.py" "$out/corpus" "$out/untrained/model"
-for seed in 0 1 2; do printf '%s\n' "untrained $seed" "batch-256 $seed" "batch-32 $seed"; done |
-  xargs -P 2 -L 1 bash -c 'set -e; fine_tune "$0" "$1"'
+for run in "untrained "{5e-4,1e-3,2e-3}" 0" "batch-256 "{5e-4,1e-3,2e-3}" 0"; do echo "$run"; done |
+  xargs -P 2 -L 1 bash -c 'set -e; fine_tune "$0" "$1" "$2"'

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -123,10 +123,10 @@ def _check_threshold(options: PredictOptions, may_be_impossible: bool) -> None:
 def _reader(model: str, options: PredictOptions, may_be_impossible: bool) -> Reader:
     sizes = None
     if options.sequence_length is not None:
-        sizes = WindowSizes.of_length(options.sequence_length)
-    if options.stride is not None:
+        sizes = WindowSizes.of_length(options.sequence_length, stride=options.stride)
+    elif options.stride is not None:
         longest = starting_weights.sizes(Path(model))["max_position_embeddings"]
-        sizes = replace(sizes or WindowSizes.up_to(longest), stride=options.stride)
+        sizes = WindowSizes.up_to(longest, stride=options.stride)
     chosen = AnswerOptions(
         answer_length=options.answer_length, may_be_impossible=may_be_impossible, null_threshold=options.null_threshold
     )

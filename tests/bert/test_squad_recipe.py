@@ -15,6 +15,7 @@ from torch import nn
 from largebatch.bert.squad_finetuning import SquadFineTuning
 from largebatch.cli import main
 from largebatch.errors import InputError
+from largebatch.recipes.catalogue import build_run
 from largebatch.recipes.optimizers import Adamw
 from largebatch.recipes.squad import SQUAD_GRID, squad
 
@@ -36,6 +37,15 @@ def test_an_epoch_is_every_window_once(places: dict[str, Any]) -> None:
     assert run.task.sequence_length == 24, "as long as the model allows"
     assert squad(**places, sequence_length=12).task.sequence_length == 12
     assert squad(**places, train_questions=5).stages[0].steps == 1
+
+
+@pytest.mark.parametrize("words", [["--stride", "1"], ["--question-length", "9"], ["--sequence-length", "14"]])
+def test_steps_follow_the_windows_that_a_command_line_asks_for(places: dict[str, Any], words: list[str]) -> None:
+    given = [f"--{name.replace('_', '-')}={place}" for name, place in places.items()]
+    usual, _ = build_run("squad", [*given, "--batch", "1", "--epochs", "1"])
+    run, _ = build_run("squad", [*given, "--batch", "1", "--epochs", "1", *words])
+    run.task.check(run.stages)
+    assert run.stages[0].steps == run.task.training_windows() != usual.stages[0].steps
 
 
 def test_what_cannot_be_read_is_told_by_the_check_and_not_by_the_help(

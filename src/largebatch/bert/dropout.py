@@ -70,4 +70,4 @@ def quicken_(network: nn.Module) -> None:
     for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
-                setattr(module, name, QuickDropout(child.p))
+                setattr(module, name, QuickDropout(child.p).train(child.training))

@@ -1,7 +1,12 @@
-"""BERT's encoder where only some positions of its last layer are wanted.
+"""BERT's encoder without work that nothing depends on: padding, and positions of the last layer that are not wanted.
+
+Everything but attention is done token by token, so that on a CPU the hidden states are kept as [N, hidden] of the N
+tokens of a batch, and padding is put between them for attention alone. How much that saves is the data's share of
+padding: 6 % of sequences of 128 tokens from Wikipedia, 23 % from short documents. On a GPU, where the number of tokens
+would have to be waited for, and under torch.compile, N is B * L.
 
 Pre-training looks at the predicted positions and at [CLS], a sixth of all. Up to the attention of the last layer every
-position is needed, for others attend to it; what follows is done position by position, here for the wanted ones alone:
+position is needed, for others attend to it; what follows is done for the wanted ones alone:
 
     a = attention(h),   y = LayerNorm(h + W_o a),   out = LayerNorm(y + W_2 gelu(W_1 y))      of BERT's last layer
 
@@ -10,26 +15,98 @@ is, but for the attention itself, three quarters of the layer's products.
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from largebatch.bert.attention import attention, spread
 
 
-def encode_at(
-    bert: Any, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, positions: Tensor
-) -> Tensor:
-    """Return the last layer's output at some positions, [P, hidden].
+class TokenPlaces:
+    """Where a batch has tokens and where padding."""
+
+    def __init__(self, attention_mask: Tensor) -> None:
+        """Find them.
+
+        Args:
+            attention_mask: bool [B, L], False at padding.
+        """
+        self.shape = attention_mask.shape
+        self.mask = spread(attention_mask)
+        self._at: Tensor | None = None
+        if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling():
+            at = attention_mask.flatten().nonzero().flatten()
+            self._at = at if len(at) < attention_mask.numel() else None
+
+    def packed(self, of_all: Tensor) -> Tensor:
+        """Return what stands at the tokens, [N, ...], of [B * L, ...]."""
+        return of_all if self._at is None else of_all.index_select(0, self._at)
+
+    def padded(self, of_tokens: Tensor) -> Tensor:
+        """Return [B * L, ...] of [N, ...], zero at padding."""
+        if self._at is None:
+            return of_tokens
+        room = of_tokens.new_zeros(self.shape.numel(), *of_tokens.shape[1:])
+        return room.index_copy(0, self._at, of_tokens)
+
+    def numbers(self, positions: Tensor) -> Tensor:
+        """Return which of the N tokens stand at positions, row * L + position."""
+        return positions if self._at is None else torch.searchsorted(self._at, positions)
+
+
+def encode(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPlaces) -> Tensor:
+    """Return the last layer's output at the tokens, [N, hidden].
 
     Args:
-        bert: a ``BertModel`` of transformers with at least one layer.
+        bert: a ``BertModel`` of transformers with at least one layer and our attention.
         input_ids: int64 [B, L].
         token_type_ids: int64 [B, L].
-        attention_mask: bool [B, 1, 1, L].
+        places: of the tokens.
+    """
+    hidden = _embedded(bert, input_ids, token_type_ids, places)
+    for layer in bert.encoder.layer:
+        hidden = _after_attention(layer, _attended(layer.attention.self, hidden, places), hidden)
+    return hidden
+
+
+def encode_at(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPlaces, positions: Tensor) -> Tensor:
+    """Return the last layer's output at some positions that hold tokens, [P, hidden].
+
+    Args:
+        bert: a ``BertModel`` of transformers with at least one layer and our attention.
+        input_ids: int64 [B, L].
+        token_type_ids: int64 [B, L].
+        places: of the tokens.
         positions: int64 [P], row * L + position.
     """
-    hidden = bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+    hidden = _embedded(bert, input_ids, token_type_ids, places)
     *before, last = bert.encoder.layer
     for layer in before:
-        made = layer(hidden, attention_mask)
-        hidden = made if isinstance(made, Tensor) else made[0]
-    attended = last.attention.self(hidden, attention_mask=attention_mask)[0]
-    attended, hidden = (a.flatten(0, 1).index_select(0, positions) for a in (attended, hidden))
-    return last.feed_forward_chunk(last.attention.output(attended, hidden))
+        hidden = _after_attention(layer, _attended(layer.attention.self, hidden, places), hidden)
+    wanted = places.numbers(positions)
+    attended = _attended(last.attention.self, hidden, places)
+    return _after_attention(last, attended.index_select(0, wanted), hidden.index_select(0, wanted))
+
+
+def _embedded(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPlaces) -> Tensor:
+    rows, length = input_ids.shape
+    position_ids = torch.arange(length, device=input_ids.device).repeat(rows)
+    ids, types, positions = (places.packed(a.flatten())[None] for a in (input_ids, token_type_ids, position_ids))
+    return bert.embeddings(input_ids=ids, token_type_ids=types, position_ids=positions)[0]
+
+
+def _attended(layer: Any, hidden: Tensor, places: TokenPlaces) -> Tensor:
+    """Return what the heads of a ``BertSelfAttention`` bring to each token, [N, hidden]."""
+    rows, length = places.shape
+    query, key, value = (
+        places.padded(project(hidden)).view(rows, length, -1, layer.attention_head_size).transpose(1, 2)
+        for project in (layer.query, layer.key, layer.value)
+    )
+    dropout = layer.dropout.p if layer.training else 0.0
+    brought, _ = attention(layer, query, key, value, places.mask, dropout=dropout, scaling=layer.scaling)
+    return places.packed(brought.flatten(0, 1).flatten(1))
+
+
+def _after_attention(layer: nn.Module, attended: Tensor, hidden: Tensor) -> Tensor:
+    """Return the output of a ``BertLayer`` at tokens whose attention is done, [N, hidden]."""
+    block: Any = layer
+    return block.feed_forward_chunk(block.attention.output(attended, hidden))

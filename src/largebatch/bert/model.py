@@ -2,8 +2,8 @@
 
 The network is Hugging Face's ``BertForPreTraining``, its weights and their names unchanged. What is added is the order
 of work: its own forward pass projects every position onto the vocabulary and takes it through the whole last layer,
-here only the predicted ones are, about one in seven. Losses and gradients are the same, since a position without a
-label adds nothing to either.
+here only the predicted ones are, about one in seven, and padding through none. Losses and gradients are the same, since
+a position without a label adds nothing to either.
 """
 
 from pathlib import Path
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from largebatch.bert import weights
-from largebatch.bert.attention import spread
-from largebatch.bert.encoder import encode_at
+from largebatch.bert.encoder import TokenPlaces, encode_at
 from largebatch.bert.masking import IGNORED
 from largebatch.bert.weights import BertConfig, BertForPreTraining
 from largebatch.networks import seeded
@@ -57,7 +56,7 @@ class PretrainingModel(nn.Module):
         rows, length = input_ids.shape
         first = torch.arange(0, rows * length, length, device=input_ids.device)
         wanted = torch.cat([first, masked_positions])
-        encoded = encode_at(bert, input_ids, token_type_ids, spread(attention_mask), wanted)
+        encoded = encode_at(bert, input_ids, token_type_ids, TokenPlaces(attention_mask), wanted)
         predicted = encoded[rows:]
         # Cross-entropy over a vocabulary loses too much in half precision, whatever autocast thinks of it.
         token_logits = heads.predictions(predicted).float()

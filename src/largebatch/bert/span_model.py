@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from largebatch.bert import weights
-from largebatch.bert.attention import spread
+from largebatch.bert.encoder import TokenPlaces, encode
 from largebatch.bert.weights import BertConfig, BertForQuestionAnswering
 from largebatch.errors import InputError
 from largebatch.networks import seeded
@@ -28,10 +28,9 @@ class SpanModel(nn.Module):
             token_type_ids: int64 [B, L], 0 for the question and 1 for the context.
             attention_mask: bool [B, L], False at padding, whose logits are minus infinity.
         """
-        encoded = self.network.bert(
-            input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=spread(attention_mask)
-        )
-        logits = self.network.qa_outputs(encoded.last_hidden_state).float()
+        places = TokenPlaces(attention_mask)
+        encoded = encode(self.network.bert, input_ids, token_type_ids, places)
+        logits = places.padded(self.network.qa_outputs(encoded).float()).view(*attention_mask.shape, 2)
         starts, ends = logits.masked_fill(~attention_mask[:, :, None], -torch.inf).unbind(-1)
         return starts, ends
 

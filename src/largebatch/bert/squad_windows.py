@@ -54,17 +54,22 @@ class WindowSizes:
             )
 
     @classmethod
-    def of_length(cls, length: int) -> "WindowSizes":
-        """Return sizes for windows of so many tokens: a question takes up to a quarter, two windows share half."""
+    def of_length(cls, length: int, *, stride: int | None = None, question_length: int | None = None) -> "WindowSizes":
+        """Return sizes for windows of so many tokens.
+
+        Unless given, a question takes up to a quarter, and two windows in a row share half of what is left.
+        """
         room = length - _SPECIAL_TOKENS
-        question = min(cls.question_length, max(1, room // 4))
-        stride = min(cls.stride, max(1, (room - question) // 2))
-        return cls(sequence_length=length, question_length=question, stride=stride)
+        if question_length is None:
+            question_length = min(cls.question_length, max(1, room // 4))
+        if stride is None:
+            stride = min(cls.stride, max(1, (room - question_length) // 2))
+        return cls(sequence_length=length, question_length=question_length, stride=stride)
 
     @classmethod
-    def up_to(cls, longest: int) -> "WindowSizes":
-        """Return BERT's sizes, or smaller ones for a model that takes fewer tokens."""
-        return cls.of_length(min(longest, cls.sequence_length))
+    def up_to(cls, longest: int, *, stride: int | None = None, question_length: int | None = None) -> "WindowSizes":
+        """Return BERT's sizes, or smaller ones for a model that takes fewer tokens, but for what is given."""
+        return cls.of_length(min(longest, cls.sequence_length), stride=stride, question_length=question_length)
 
 
 class Window(NamedTuple):

@@ -107,34 +107,31 @@ def bert_demo(batch: int = DEMO_BATCH) -> PretrainingRun:
     )
 
 
-_TINY_LENGTHS, _TINY_WARMUP_STEPS = (16, 64, 256), (200, 100, 50)
+_TINY_LENGTHS, _TINY_WARMUP_STEPS = (16, 128), (200, 200)
 """Warm-up is the same at every batch: linear-epoch rule."""
 
 
 def bert_tiny(
-    batch: int = 256, last_batch: int | None = None, samples: int = 2_000_000, lr_at_32: float = 0.0018
+    batch: int = 256, last_batch: int | None = None, samples: int = 500_000, lr_at_32: float = 0.0018
 ) -> PretrainingRun:
-    """BERT of 2 layers and 128 units in three stages, the same samples at every batch: the paper's table in miniature.
+    """BERT of 2 layers and 128 units in two stages, the same samples at every batch: the paper's table in miniature.
 
-    Two stages at ``batch``: half of ``samples`` sequences of 16 tokens, which is where so small a network learns to use
-    context at all, and ``samples`` of 64; then one of a sixteenth of them of 256 at ``last_batch``, or half of
-    ``batch``. Each is warmed up from zero. The rate is ``lr_at_32`` at batch 32 and follows the square-root rule;
-    warm-up has the same steps at every batch (linear-epoch rule). Fine-tuned on SQuAD with ``--squad-train`` and
-    ``--squad-dev``. Status: run at batch 256 and 32, without help to SQuAD so far: reports/bert-tiny/README.md.
+    ``samples`` sequences of 16 tokens at ``batch``, which is where so small a network learns to use context at all;
+    then as many of 128 at ``last_batch``, or half of ``batch``, warmed up again from zero. The rate is ``lr_at_32`` at
+    batch 32 and follows the square-root rule; warm-up has the same steps at every batch (linear-epoch rule). Fine-tuned
+    on SQuAD with ``--squad-train`` and ``--squad-dev``. Status: XXX
     """
     last = max(1, batch // 2) if last_batch is None else last_batch
     for name, value in (("batch", batch), ("last_batch", last), ("samples", samples)):
         if value < 1:
             raise InputError(f"{name} is {value}, allowed is 1 or more")
     stages = []
-    for length, size, total, warmup in zip(
-        _TINY_LENGTHS, (batch, batch, last), (samples // 2, samples, samples // 16), _TINY_WARMUP_STEPS, strict=True
-    ):
-        steps = total // size
+    for length, size, warmup in zip(_TINY_LENGTHS, (batch, last), _TINY_WARMUP_STEPS, strict=True):
+        steps = samples // size
         if steps <= warmup:
             raise InputError(
-                f"{total:,} samples of length {length} at batch {size:,} are {steps:,} steps, of which {warmup} are "
-                "warm-up: give more --samples or a smaller batch"
+                f"{samples:,} samples at batch {size:,} are {steps:,} steps, of which {warmup} are warm-up: give more "
+                "--samples or a smaller batch"
             )
         stages.append(
             Stage(
@@ -147,7 +144,13 @@ def bert_tiny(
             )
         )
     return Run(
-        task=replace(_TINY, attention_heads=4, encoder_init_std=0.088, whole_word_masking=True),
+        task=replace(
+            _TINY,
+            attention_heads=4,
+            max_position_embeddings=128,
+            encoder_init_std=0.088,
+            whole_word_masking=True,
+        ),
         stages=tuple(stages),
         optimizer=Lamb(),
         evaluate_every_steps=1000,

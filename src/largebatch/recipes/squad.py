@@ -29,18 +29,20 @@ def squad(
     lr: float = 3e-5,
     train_questions: int | None = None,
     sequence_length: int | None = None,
+    stride: int | None = None,
+    question_length: int | None = None,
 ) -> SquadRun:
     """BERT fine-tuned on SQuAD v1.1 or v2 with AdamW, from a pre-training run or any Hugging Face folder.
 
     Source: Devlin et al., NAACL 2019, sections 4.2 and A.3: batch 16 or 32, rate 5e-5, 3e-5 or 2e-5, 2 to 4 epochs,
     a tenth of the steps as warm-up, linear decay to zero. ``--train`` and ``--dev`` are JSON files or
-    hf:rajpurkar/squad; an epoch is every window once; windows have 384 tokens, or what the model allows. Expected for
-    BERT-Large: dev F1 90.9 on v1.1. Status: not yet run at that size.
+    hf:rajpurkar/squad; an epoch is every window once; windows have 384 tokens, or what the model allows, and begin
+    ``stride`` tokens after one another. Expected for BERT-Large: dev F1 90.9 on v1.1. Status: not yet run at that size.
     """
     for name, value in (("batch", batch), ("epochs", epochs)):
         if not value > 0:
             raise InputError(f"{name} is {value}, allowed is more than 0")
-    sizes = _window_sizes(init_from, sequence_length)
+    sizes = _window_sizes(init_from, sequence_length, stride, question_length)
     task = SquadFineTuning(
         train=train,
         dev=dev,
@@ -61,14 +63,17 @@ def squad(
     return Run(task=task, stages=(stage,), optimizer=Adamw(), evaluate_every_steps=1000, checkpoint_every_steps=500)
 
 
-def _window_sizes(folder: str, sequence_length: int | None) -> WindowSizes:
+def _window_sizes(
+    folder: str, sequence_length: int | None, stride: int | None, question_length: int | None
+) -> WindowSizes:
     """Return the sizes of windows for a model; where it cannot be read, which the run's check will tell, BERT's."""
     if sequence_length is not None:
-        return WindowSizes.of_length(sequence_length)
+        return WindowSizes.of_length(sequence_length, stride=stride, question_length=question_length)
     try:
-        return WindowSizes.up_to(starting_weights.sizes(Path(folder))["max_position_embeddings"])
+        longest = starting_weights.sizes(Path(folder))["max_position_embeddings"]
     except InputError:
-        return WindowSizes()
+        longest = WindowSizes.sequence_length
+    return WindowSizes.up_to(longest, stride=stride, question_length=question_length)
 
 
 def _windows(task: SquadFineTuning) -> int:
