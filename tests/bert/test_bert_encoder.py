@@ -11,7 +11,7 @@ from largebatch.bert.encoder import TokenPlaces, encode, encode_at
 from largebatch.bert.weights import ours
 
 LENGTHS = (9, 4, 1)
-TOKENS = sum(LENGTHS)
+TOKENS = sum(LENGTHS)  # of 27 places
 MASK = torch.arange(9) < torch.tensor(LENGTHS)[:, None]
 
 
@@ -87,3 +87,24 @@ def test_places_of_a_full_batch_are_all_of_it() -> None:
     assert some.packed(values).tolist() == [0, 1, 3]
     assert some.padded(some.packed(values)).tolist() == [0, 1, 0, 3, 0, 0]
     assert some.numbers(torch.tensor([3, 0])).tolist() == [2, 0]
+
+
+def test_gradients_of_the_way_there_and_back() -> None:
+    places = TokenPlaces(MASK)
+    everywhere = torch.randn(27, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(places.packed, (everywhere,))
+    tokens = torch.randn(TOKENS, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(places.padded, (tokens,))
+
+
+def test_numbers_of_rows_are_few_whatever_the_lengths() -> None:
+    """Each number of rows costs a CPU's kernels their set-up, and what they keep of it stays."""
+    generator = torch.Generator().manual_seed(0)
+    found = set()
+    for _ in range(300):
+        lengths = torch.randint(40, 129, (32, 1), generator=generator)
+        mask = torch.arange(128) < lengths
+        rows = TokenPlaces(mask).packed(torch.ones(32 * 128, 1))
+        assert int(rows.sum()) == int(mask.sum()), "what is added is zero"
+        found.add(len(rows))
+    assert 1 < len(found) <= 12

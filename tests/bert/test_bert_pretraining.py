@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from largebatch.bert import pretraining
-from largebatch.bert.dataset import _round_slots
 from largebatch.bert.masking import IGNORED
 from largebatch.bert.pretraining import BertPretraining
+from largebatch.bert.shapes import filling
 from largebatch.errors import InputError
 from largebatch.text.shards import PreparedCorpus, write_manifest, write_shard
 from largebatch.train.task import Task
@@ -507,7 +507,7 @@ def _wasteful_or_many(round_up: Callable[[int], int]) -> bool:
 
 
 def test_few_numbers_of_slots_occur_and_few_slots_are_wasted() -> None:
-    assert not _wasteful_or_many(_round_slots)
+    assert not _wasteful_or_many(filling)
     assert _wasteful_or_many(lambda count: 0)
     assert _wasteful_or_many(lambda count: (1 << count.bit_length()) - count)
     assert _wasteful_or_many(lambda count: -count % 64)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from largebatch.bert.masking import IGNORED, Integers, Masking
 from largebatch.bert.pairs import SentencePairs, sample_keys
+from largebatch.bert.shapes import filling
 
 _MASKS = 13  # the stream number that keeps masks apart from all other draws
 
@@ -103,7 +104,7 @@ def collate(samples: Sequence[MaskedPair], *, fixed_shapes: bool = False) -> dic
         flat, targets = flat.reshape(-1), targets.reshape(-1)
     else:
         used = targets != IGNORED
-        unused = _round_slots(int(used.sum()))
+        unused = filling(int(used.sum()))
         flat = np.concatenate([flat[used], np.zeros(unused, np.int64)])
         targets = np.concatenate([targets[used], np.full(unused, IGNORED, np.int64)])
     arrays = {
@@ -115,13 +116,3 @@ def collate(samples: Sequence[MaskedPair], *, fixed_shapes: bool = False) -> dic
         "next_sentence_labels": np.array(is_random, np.int64),
     }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _round_slots(predicted: int) -> int:
-    """Return how many slots to add, so that only a few numbers of them occur.
-
-    Matrix kernels are prepared, and kept, for each shape that they meet: with every number of predicted tokens there is
-    (some hundreds), the cache of oneDNN alone held 2 GB.
-    """
-    unit = 1 << max(0, predicted.bit_length() - 5)
-    return -predicted % unit

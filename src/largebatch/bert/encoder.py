@@ -1,9 +1,9 @@
 """BERT's encoder without work that nothing depends on: padding, and positions of the last layer that are not wanted.
 
-Everything but attention is done token by token, so that on a CPU the hidden states are kept as [N, hidden] of the N
-tokens of a batch, and padding is put between them for attention alone. How much that saves is the data's share of
-padding: 6 % of sequences of 128 tokens from Wikipedia, 23 % from short documents. On a GPU, where the number of tokens
-would have to be waited for, and under torch.compile, N is B * L.
+Everything but attention is done token by token, so that on a CPU the hidden states are kept as [N, hidden], N being the
+number of tokens rounded up, and padding is put between them for attention alone. How much that saves is the data's share
+of padding: 6 % of sequences of 128 tokens from Wikipedia, 23 % from short documents. On a GPU, where the number of
+tokens would have to be waited for, and under torch.compile, N is B * L.
 
 Pre-training looks at the predicted positions and at [CLS], a sixth of all. Up to the attention of the last layer every
 position is needed, for others attend to it; what follows is done for the wanted ones alone:
@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from largebatch.bert.attention import attention, spread
+from largebatch.bert.shapes import filling
 
 
 class TokenPlaces:
@@ -34,23 +36,44 @@ class TokenPlaces:
         self.mask = spread(attention_mask)
         self._at: Tensor | None = None
         if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling():
-            at = attention_mask.flatten().nonzero().flatten()
-            self._at = at if len(at) < attention_mask.numel() else None
+            flat = attention_mask.flatten()
+            at = flat.nonzero().flatten()
+            at = pad(at, (0, filling(len(at))), value=len(flat))
+            if len(at) < len(flat):
+                self._at = at
+                self._number = (flat.cumsum(0) - 1).masked_fill_(~flat, len(at))
 
     def packed(self, of_all: Tensor) -> Tensor:
-        """Return what stands at the tokens, [N, ...], of [B * L, ...]."""
-        return of_all if self._at is None else of_all.index_select(0, self._at)
+        """Return what stands at the tokens, [N, ...], of [B * L, ...]; the last few of N are zeros."""
+        return of_all if self._at is None else _rows(of_all, self._at, self._number)
 
     def padded(self, of_tokens: Tensor) -> Tensor:
         """Return [B * L, ...] of [N, ...], zero at padding."""
-        if self._at is None:
-            return of_tokens
-        room = of_tokens.new_zeros(self.shape.numel(), *of_tokens.shape[1:])
-        return room.index_copy(0, self._at, of_tokens)
+        return of_tokens if self._at is None else _rows(of_tokens, self._number, self._at)
 
     def numbers(self, positions: Tensor) -> Tensor:
-        """Return which of the N tokens stand at positions, row * L + position."""
-        return positions if self._at is None else torch.searchsorted(self._at, positions)
+        """Return which of the N rows stand at positions, row * L + position."""
+        return positions if self._at is None else self._number[positions]
+
+
+class _Rows(torch.autograd.Function):
+    """Rows by their numbers, with the way back known: PyTorch's own gradient of that adds row by row, and is slow."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, numbers: Tensor, back: Tensor) -> Tensor:  # type: ignore[override]
+        """Return rows[numbers], zeros for the number past the last."""
+        ctx.save_for_backward(numbers, back)
+        return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]).index_select(0, numbers)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """Return the gradient of the rows, differentiable."""
+        numbers, back = ctx.saved_tensors
+        return _rows(gradient, back, numbers), None, None
+
+
+def _rows(rows: Tensor, numbers: Tensor, back: Tensor) -> Tensor:
+    return _Rows.apply(rows, numbers, back)  # type: ignore[return-value]
 
 
 def encode(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPlaces) -> Tensor:
