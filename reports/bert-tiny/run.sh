@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's table in miniature. A run that is done is passed over, one that was stopped goes on. Two hours on two cores.
+# The paper's table in miniature. A run that is done is passed over, one that was stopped goes on. Four hours on two cores.
 #   reports/bert-tiny/run.sh TEXT SQUAD OUT
 # TEXT: text for `largebatch prepare`; SQUAD: folder with train-v1.1.json.xz and dev-v1.1.json.xz; OUT: where all goes.
 set -euo pipefail
@@ -24,5 +24,5 @@ other=$!
 train "$out/batch-32" bert-tiny --batch 32 --last-batch 32 --corpus "$out/corpus"
 wait $other
 [ -f "$out/untrained/model/config.json" ] || python "$(dirname "$0")/untrained.py" "$out/corpus" "$out/untrained/model"
-for run in "untrained "{5e-4,1e-3,2e-3}" 0" "batch-256 "{5e-4,1e-3,2e-3}" 0"; do echo "$run"; done |
+for seed in 0 1 2; do printf '%s\n' "untrained 1e-3 $seed" "batch-256 1e-3 $seed" "batch-32 1e-3 $seed"; done |
   xargs -P 2 -L 1 bash -c 'set -e; fine_tune "$0" "$1" "$2"'

@@ -1,9 +1,9 @@
 """BERT's encoder without work that nothing depends on: padding, and positions of the last layer that are not wanted.
 
 Everything but attention is done token by token, so that on a CPU the hidden states are kept as [N, hidden], N being the
-number of tokens rounded up, and padding is put between them for attention alone. How much that saves is the data's share
-of padding: 6 % of sequences of 128 tokens from Wikipedia, 23 % from short documents. On a GPU, where the number of
-tokens would have to be waited for, and under torch.compile, N is B * L.
+number of tokens rounded up, and padding is put between them for attention alone. What that saves is the data's share of
+padding: 6 % of sequences of 128 tokens from Wikipedia, 23 % from short documents. On a GPU, where the number of tokens
+would have to be waited for, and under torch.compile, N is B * L.
 
 Pre-training looks at the predicted positions and at [CLS], a sixth of all. Up to the attention of the last layer every
 position is needed, for others attend to it; what follows is done for the wanted ones alone:
@@ -13,10 +13,11 @@ position is needed, for others attend to it; what follows is done for the wanted
 is, but for the attention itself, three quarters of the layer's products.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from largebatch.bert.attention import attention, spread
@@ -85,10 +86,7 @@ def encode(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPl
         token_type_ids: int64 [B, L].
         places: of the tokens.
     """
-    hidden = _embedded(bert, input_ids, token_type_ids, places)
-    for layer in bert.encoder.layer:
-        hidden = _after_attention(layer, _attended(layer.attention.self, hidden, places), hidden)
-    return hidden
+    return _through(bert.encoder.layer, _embedded(bert, input_ids, token_type_ids, places), places)
 
 
 def encode_at(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPlaces, positions: Tensor) -> Tensor:
@@ -101,10 +99,8 @@ def encode_at(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: Toke
         places: of the tokens.
         positions: int64 [P], row * L + position.
     """
-    hidden = _embedded(bert, input_ids, token_type_ids, places)
     *before, last = bert.encoder.layer
-    for layer in before:
-        hidden = _after_attention(layer, _attended(layer.attention.self, hidden, places), hidden)
+    hidden = _through(before, _embedded(bert, input_ids, token_type_ids, places), places)
     wanted = places.numbers(positions)
     attended = _attended(last.attention.self, hidden, places)
     return _after_attention(last, attended.index_select(0, wanted), hidden.index_select(0, wanted))
@@ -115,6 +111,12 @@ def _embedded(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: Toke
     position_ids = torch.arange(length, device=input_ids.device).repeat(rows)
     ids, types, positions = (places.packed(a.flatten())[None] for a in (input_ids, token_type_ids, position_ids))
     return bert.embeddings(input_ids=ids, token_type_ids=types, position_ids=positions)[0]
+
+
+def _through(layers: Iterable[Any], hidden: Tensor, places: TokenPlaces) -> Tensor:
+    for layer in layers:
+        hidden = _after_attention(layer, _attended(layer.attention.self, hidden, places), hidden)
+    return hidden
 
 
 def _attended(layer: Any, hidden: Tensor, places: TokenPlaces) -> Tensor:
@@ -129,7 +131,6 @@ def _attended(layer: Any, hidden: Tensor, places: TokenPlaces) -> Tensor:
     return places.packed(brought.flatten(0, 1).flatten(1))
 
 
-def _after_attention(layer: nn.Module, attended: Tensor, hidden: Tensor) -> Tensor:
+def _after_attention(layer: Any, attended: Tensor, hidden: Tensor) -> Tensor:
     """Return the output of a ``BertLayer`` at tokens whose attention is done, [N, hidden]."""
-    block: Any = layer
-    return block.feed_forward_chunk(block.attention.output(attended, hidden))
+    return layer.feed_forward_chunk(layer.attention.output(attended, hidden))
