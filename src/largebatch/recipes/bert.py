@@ -107,7 +107,7 @@ def bert_demo(batch: int = DEMO_BATCH) -> PretrainingRun:
     )
 
 
-_TINY_LENGTHS, _TINY_WARMUP_STEPS = (16, 128), (200, 200)
+_TINY_LENGTHS, _TINY_WARMUP_STEPS = (16, 128), 200
 """Warm-up is the same at every batch: linear-epoch rule."""
 
 
@@ -119,19 +119,20 @@ def bert_tiny(
     ``samples`` sequences of 16 tokens at ``batch``, which is where so small a network learns to use context at all;
     then as many of 128 at ``last_batch``, or half of ``batch``, warmed up again from zero. The rate is ``lr_at_32`` at
     batch 32 and follows the square-root rule; warm-up has the same steps at every batch (linear-epoch rule). Fine-tuned
-    on SQuAD with ``--squad-train`` and ``--squad-dev``. Status: XXX
+    on SQuAD with ``--squad-train`` and ``--squad-dev``. Status: run at batch 256, whose SQuAD F1 is 22.8 where the
+    untrained network has 17.0, on one seed; not yet at batch 32: reports/bert-tiny/README.md.
     """
     last = max(1, batch // 2) if last_batch is None else last_batch
     for name, value in (("batch", batch), ("last_batch", last), ("samples", samples)):
         if value < 1:
             raise InputError(f"{name} is {value}, allowed is 1 or more")
     stages = []
-    for length, size, warmup in zip(_TINY_LENGTHS, (batch, last), _TINY_WARMUP_STEPS, strict=True):
+    for length, size in zip(_TINY_LENGTHS, (batch, last), strict=True):
         steps = samples // size
-        if steps <= warmup:
+        if steps <= _TINY_WARMUP_STEPS:
             raise InputError(
-                f"{samples:,} samples at batch {size:,} are {steps:,} steps, of which {warmup} are warm-up: give more "
-                "--samples or a smaller batch"
+                f"{samples:,} samples at batch {size:,} are {steps:,} steps, of which {_TINY_WARMUP_STEPS} are warm-up: "
+                "give more --samples or a smaller batch"
             )
         stages.append(
             Stage(
@@ -139,7 +140,7 @@ def bert_tiny(
                 global_batch_samples=size,
                 steps=steps,
                 peak_lr=scale_lr(lr_at_32, 32, size),
-                schedule=Schedule(warmup_steps=warmup),
+                schedule=Schedule(warmup_steps=_TINY_WARMUP_STEPS),
                 task_options={"sequence_length": length, "max_predictions": length * 20 // 128},
             )
         )
