@@ -131,8 +131,8 @@ def bert_tiny(
         steps = samples // size
         if steps <= _TINY_WARMUP_STEPS:
             raise InputError(
-                f"{samples:,} samples at batch {size:,} are {steps:,} steps, of which {_TINY_WARMUP_STEPS} are warm-up: "
-                "give more --samples or a smaller batch"
+                f"{samples:,} samples at batch {size:,} are {steps:,} steps, of which {_TINY_WARMUP_STEPS} are "
+                "warm-up: give more --samples or a smaller batch"
             )
         stages.append(
             Stage(
