@@ -95,6 +95,16 @@ def test_a_study_that_is_stopped_goes_on_from_its_ledger(tmp_path: Path) -> None
         gpt_study.Ledger.open(path, "another")
 
 
+def test_the_tables_on_gpt_are_those_of_its_ledger() -> None:
+    held = json.loads((gpt_study.REPORT / "trials.json").read_text(encoding="utf-8"))
+    ledger = gpt_study.Ledger.open(gpt_study.REPORT / "trials.json", held["corpus"])
+    page = (gpt_study.REPORT / "README.md").read_text(encoding="utf-8")
+    assert gpt_study.filled(page, ledger) == page
+    best = next(iter(gpt_study.best_trials(ledger).values()))[0]
+    ledger.records[best]["scores"]["perplexity"] -= 1
+    assert gpt_study.filled(page, ledger) != page
+
+
 def test_a_run_that_has_not_ended_is_refused(tmp_path: Path) -> None:
     record = make_record()
     write_run(tmp_path / "seed-0", record, make_lines(record, steps=100))
