@@ -174,10 +174,12 @@ class Clock(TrainerCallback):
 
 
 def network_of(run: Run[BertPretraining, Lamb]) -> BertForPreTraining:
-    """Return Hugging Face's model with the weights that this engine starts from."""
+    """Return Hugging Face's model, its attention and dropout its own, with the weights that this engine starts from."""
     model = run.task.build_model(run.seed)
     assert isinstance(model, PretrainingModel)
-    return model.network
+    untouched = BertForPreTraining._from_config(model.network.config, attn_implementation="sdpa", dtype=torch.float32)
+    untouched.load_state_dict(model.network.state_dict())
+    return untouched.train()
 
 
 def theirs(run: Run[BertPretraining, Lamb], data: Ready, microbatch: int) -> float:

@@ -11,10 +11,10 @@ train() { # FOLDER RECIPE OPTIONS
   resume=$([ -f "$1/run.json" ] && echo --resume || true)
   python -m largebatch train "$2" "${@:3}" --keep-checkpoints 1 --out "$1" $resume
 }
-fine_tune() { # NETWORK RATE SEED
-  train "$out/$1/squad-$2/seed-$3" squad --train "$squad/train-v1.1.json.xz" --dev "$squad/dev-v1.1.json.xz" \
-    --init-from "$out/$1/model" --epochs 1 --lr "$2" --stride 90 --dropout 0 --attention-dropout 0 \
-    --evaluate-every-steps 0 --seed "$3"
+fine_tune() { # NETWORK SEED
+  train "$out/$1/squad/seed-$2" squad --train "$squad/train-v1.1.json.xz" --dev "$squad/dev-v1.1.json.xz" \
+    --init-from "$out/$1/model" --epochs 1 --lr 1e-3 --stride 90 --dropout 0 --attention-dropout 0 \
+    --evaluate-every-steps 0 --seed "$2"
 }
 export -f train fine_tune
 
@@ -24,5 +24,5 @@ other=$!
 train "$out/batch-32" bert-tiny --batch 32 --last-batch 32 --corpus "$out/corpus"
 wait $other
 [ -f "$out/untrained/model/config.json" ] || python "$(dirname "$0")/untrained.py" "$out/corpus" "$out/untrained/model"
-for seed in 0 1 2; do printf '%s\n' "untrained 1e-3 $seed" "batch-256 1e-3 $seed" "batch-32 1e-3 $seed"; done |
-  xargs -P 2 -L 1 bash -c 'set -e; fine_tune "$0" "$1" "$2"'
+for seed in 0 1 2; do printf '%s\n' "untrained $seed" "batch-256 $seed" "batch-32 $seed"; done |
+  xargs -P 2 -L 1 bash -c 'set -e; fine_tune "$0" "$1"'

@@ -61,20 +61,21 @@ class _Rows(torch.autograd.Function):
     """Rows by their numbers, with the way back known: PyTorch's own gradient of that adds row by row, and is slow."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, numbers: Tensor, back: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, rows: Tensor, numbers: Tensor, back: Tensor) -> Tensor:
         """Return rows[numbers], zeros for the number past the last."""
         ctx.save_for_backward(numbers, back)
         return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]).index_select(0, numbers)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of the rows, differentiable."""
+        (gradient,) = grad_outputs
         numbers, back = ctx.saved_tensors
         return _rows(gradient, back, numbers), None, None
 
 
 def _rows(rows: Tensor, numbers: Tensor, back: Tensor) -> Tensor:
-    return _Rows.apply(rows, numbers, back)  # type: ignore[return-value]
+    return _Rows.apply(rows, numbers, back)
 
 
 def encode(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPlaces) -> Tensor:
