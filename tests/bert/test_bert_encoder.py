@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from largebatch.bert.encoder import TokenPlaces, encode, encode_at
-from largebatch.bert.weights import ours
 
 LENGTHS = (9, 4, 1)
 TOKENS = sum(LENGTHS)  # of 27 places
@@ -17,12 +16,12 @@ MASK = torch.arange(9) < torch.tensor(LENGTHS)[:, None]
 
 @pytest.fixture
 def pair() -> tuple[Any, Any]:
-    """A BERT of transformers as it is and one as ours, of the same weights."""
+    """Two BERTs of transformers of the same weights."""
     torch.manual_seed(0)
     config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     theirs, mine = BertModel(config).double().eval(), BertModel(config).double().eval()
     mine.load_state_dict(theirs.state_dict())
-    return theirs, ours(mine)
+    return theirs, mine
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from largebatch.bert.attention import attention, spread
+from largebatch.bert.attention import attention
 from largebatch.bert.shapes import filling
 
 
@@ -34,7 +34,7 @@ class TokenPlaces:
             attention_mask: bool [B, L], False at padding.
         """
         self.shape = attention_mask.shape
-        self.mask = spread(attention_mask)
+        self.mask = attention_mask
         self._at: Tensor | None = None
         if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling():
             flat = attention_mask.flatten()
@@ -82,7 +82,7 @@ def encode(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPl
     """Return the last layer's output at the tokens, [N, hidden].
 
     Args:
-        bert: a ``BertModel`` of transformers with at least one layer and our attention.
+        bert: a ``BertModel`` of transformers with at least one layer.
         input_ids: int64 [B, L].
         token_type_ids: int64 [B, L].
         places: of the tokens.
@@ -94,7 +94,7 @@ def encode_at(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: Toke
     """Return the last layer's output at some positions that hold tokens, [P, hidden].
 
     Args:
-        bert: a ``BertModel`` of transformers with at least one layer and our attention.
+        bert: a ``BertModel`` of transformers with at least one layer.
         input_ids: int64 [B, L].
         token_type_ids: int64 [B, L].
         places: of the tokens.
@@ -128,8 +128,7 @@ def _attended(layer: Any, hidden: Tensor, places: TokenPlaces) -> Tensor:
         for project in (layer.query, layer.key, layer.value)
     )
     dropout = layer.dropout.p if layer.training else 0.0
-    brought, _ = attention(layer, query, key, value, places.mask, dropout=dropout, scaling=layer.scaling)
-    return places.packed(brought.flatten(0, 1).flatten(1))
+    return places.packed(attention(query, key, value, places.mask, dropout=dropout).flatten(2).flatten(0, 1))
 
 
 def _after_attention(layer: Any, attended: Tensor, hidden: Tensor) -> Tensor:

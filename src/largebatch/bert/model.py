@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from largebatch.bert import weights
+from largebatch.bert.dropout import quicken_
 from largebatch.bert.encoder import TokenPlaces, encode_at
 from largebatch.bert.masking import IGNORED
 from largebatch.bert.weights import BertConfig, BertForPreTraining
@@ -25,7 +26,8 @@ class PretrainingModel(nn.Module):
 
     def __init__(self, network: BertForPreTraining) -> None:
         super().__init__()
-        self.network = weights.ours(network)
+        self.network = network
+        quicken_(network)
 
     def forward(
         self,

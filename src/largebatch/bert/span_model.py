@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from largebatch.bert import weights
+from largebatch.bert.dropout import quicken_
 from largebatch.bert.encoder import TokenPlaces, encode
 from largebatch.bert.weights import BertConfig, BertForQuestionAnswering
 from largebatch.errors import InputError
@@ -18,7 +19,8 @@ class SpanModel(nn.Module):
 
     def __init__(self, network: BertForQuestionAnswering) -> None:
         super().__init__()
-        self.network = weights.ours(network)
+        self.network = network
+        quicken_(network)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of each position as start and as end, float32 [B, L] also under autocast.

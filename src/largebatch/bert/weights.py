@@ -1,12 +1,11 @@
-"""BERTs of transformers: their weights from a folder, and what we put in the place of some of their layers."""
+"""Weights of BERTs of transformers, from a folder."""
 
 import logging
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from largebatch.bert.dropout import quicken_
 from largebatch.errors import InputError
 from largebatch.networks import quiet, seeded
 
@@ -14,16 +13,12 @@ try:
     from transformers import BertConfig as BertConfig
     from transformers import BertForPreTraining as BertForPreTraining
     from transformers import BertForQuestionAnswering as BertForQuestionAnswering
-
-    from largebatch.bert.attention import ATTENTION
 except ModuleNotFoundError as error:
     raise InputError(
         f"BERT needs the package {error.name}, which is not installed: pip install 'largebatch[train]'"
     ) from None
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 def load(
@@ -75,11 +70,3 @@ def load(
             raise InputError(f"the model in {folder} has no {', '.join(heads)}; fine-tune it first")
         _log.warning("%s has no weights for %s: they start at random", folder, ", ".join(heads))
     return network.train()
-
-
-def ours(network: T) -> T:
-    """Return a network with the attention and the dropout of ours, its weights and their names unchanged."""
-    module: Any = network
-    module.set_attn_implementation(ATTENTION)
-    quicken_(module)
-    return network
