@@ -121,12 +121,8 @@ def _check_threshold(options: PredictOptions, may_be_impossible: bool) -> None:
 
 
 def _reader(model: str, options: PredictOptions, may_be_impossible: bool) -> Reader:
-    sizes = None
-    if options.sequence_length is not None:
-        sizes = WindowSizes.of_length(options.sequence_length, stride=options.stride)
-    elif options.stride is not None:
-        longest = starting_weights.sizes(Path(model))["max_position_embeddings"]
-        sizes = WindowSizes.up_to(longest, stride=options.stride)
+    longest = starting_weights.sizes(Path(model))["max_position_embeddings"]
+    sizes = WindowSizes.for_model(longest, sequence_length=options.sequence_length, stride=options.stride)
     chosen = AnswerOptions(
         answer_length=options.answer_length, may_be_impossible=may_be_impossible, null_threshold=options.null_threshold
     )

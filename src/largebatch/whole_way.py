@@ -83,13 +83,11 @@ class WholeWay:
             read_questions(source, split)
 
     def _check_windows(self, longest: int) -> None:
-        length = self.squad_sequence_length
         try:
-            sizes = WindowSizes.up_to(longest) if length is None else WindowSizes.of_length(length)
+            sizes = WindowSizes.for_model(longest, sequence_length=self.squad_sequence_length)
+            sizes.check_fit(longest, "the model to be pre-trained")
         except InputError as error:
             raise InputError(f"the windows of SQuAD: {error}") from None
-        if sizes.sequence_length > longest:
-            raise InputError(f"squad_sequence_length is {length}, the model to be pre-trained allows {longest}")
 
     def describe(self) -> Iterator[str]:
         """Yield a line on what follows the pre-training."""

@@ -174,9 +174,9 @@ def test_sizes_that_cannot_work_are_refused(given_sizes: dict[str, int], said: s
 
 @pytest.mark.parametrize("longest", [5, 8, 64, 383, 384, 512])
 def test_smaller_models_get_smaller_windows(longest: int) -> None:
-    sizes = WindowSizes.up_to(longest)
+    sizes = WindowSizes.for_model(longest)
     assert sizes.sequence_length == min(longest, 384)
-    assert WindowSizes.of_length(longest).sequence_length == longest
+    assert WindowSizes.for_model(512, sequence_length=longest).sequence_length == longest
     assert sizes == WindowSizes() or longest < 384
 
 

@@ -83,10 +83,7 @@ class SquadFineTuning:
         check_dropout(self, "dropout", "attention_dropout")
         self._answer_options(may_be_impossible=False)
         longest = starting_weights.sizes(Path(self.init_from))["max_position_embeddings"]
-        if self._sizes.sequence_length > longest:
-            raise InputError(
-                f"sequence_length is {self.sequence_length}, the model in {self.init_from} allows {longest}"
-            )
+        self._sizes.check_fit(longest, f"the model in {self.init_from}")
         for stage in stages:
             if stage.task_options:
                 raise InputError(

@@ -48,11 +48,8 @@ class Reader:
 
         folder = Path(folder)
         longest = starting_weights.sizes(folder)["max_position_embeddings"]
-        self._sizes = sizes or WindowSizes.up_to(longest)
-        if self._sizes.sequence_length > longest:
-            raise InputError(
-                f"sequence_length is {self._sizes.sequence_length}, the model in {folder} allows {longest}"
-            )
+        self._sizes = sizes or WindowSizes.for_model(longest)
+        self._sizes.check_fit(longest, f"the model in {folder}")
         self._options = options or AnswerOptions()
         self._tokenizer = tokenizer_of(folder)
         self._device = torch.device(device)

@@ -54,11 +54,20 @@ class WindowSizes:
             )
 
     @classmethod
-    def of_length(cls, length: int, *, stride: int | None = None, question_length: int | None = None) -> "WindowSizes":
-        """Return sizes for windows of so many tokens.
+    def for_model(
+        cls,
+        longest: int,
+        *,
+        sequence_length: int | None = None,
+        stride: int | None = None,
+        question_length: int | None = None,
+    ) -> "WindowSizes":
+        """Return sizes for a model that takes ``longest`` tokens; whether what is given fits it is not checked.
 
-        Unless given, a question takes up to a quarter, and two windows in a row share half of what is left.
+        Unless given, windows are as long as BERT's, or as the model takes, a question takes up to a quarter of one, and
+        two windows in a row share half of what is left.
         """
+        length = min(longest, cls.sequence_length) if sequence_length is None else sequence_length
         room = length - _SPECIAL_TOKENS
         if question_length is None:
             question_length = min(cls.question_length, max(1, room // 4))
@@ -66,10 +75,10 @@ class WindowSizes:
             stride = min(cls.stride, max(1, (room - question_length) // 2))
         return cls(sequence_length=length, question_length=question_length, stride=stride)
 
-    @classmethod
-    def up_to(cls, longest: int, *, stride: int | None = None, question_length: int | None = None) -> "WindowSizes":
-        """Return BERT's sizes, or smaller ones for a model that takes fewer tokens, but for what is given."""
-        return cls.of_length(min(longest, cls.sequence_length), stride=stride, question_length=question_length)
+    def check_fit(self, longest: int, model: str) -> None:
+        """Raise InputError if a window has more tokens than a model takes."""
+        if self.sequence_length > longest:
+            raise InputError(f"sequence_length is {self.sequence_length}, {model} allows {longest}")
 
 
 class Window(NamedTuple):

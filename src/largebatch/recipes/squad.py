@@ -67,13 +67,13 @@ def _window_sizes(
     folder: str, sequence_length: int | None, stride: int | None, question_length: int | None
 ) -> WindowSizes:
     """Return the sizes of windows for a model; where it cannot be read, which the run's check will tell, BERT's."""
-    if sequence_length is not None:
-        return WindowSizes.of_length(sequence_length, stride=stride, question_length=question_length)
     try:
         longest = starting_weights.sizes(Path(folder))["max_position_embeddings"]
     except InputError:
         longest = WindowSizes.sequence_length
-    return WindowSizes.up_to(longest, stride=stride, question_length=question_length)
+    return WindowSizes.for_model(
+        longest, sequence_length=sequence_length, stride=stride, question_length=question_length
+    )
 
 
 def _windows(task: SquadFineTuning) -> int:
