@@ -115,6 +115,10 @@ class DataOrder:
         """Return the first samples of step ``step`` of the stage, counted from 0."""
         return self.samples(step * self.global_batch_samples + np.arange(number, dtype=np.int64))
 
+    def rounds(self, microbatch: int, ranks: int) -> int:
+        """Return how many microbatches each rank runs in a step."""
+        return -(-self.global_batch_samples // (microbatch * ranks))
+
     def microbatches(
         self, step: int, microbatch: int, rank: int, ranks: int, lengths: Lengths | None = None
     ) -> list[Microbatch]:
@@ -137,7 +141,7 @@ class DataOrder:
         """
         batch = self.global_batch_samples
         check_batch(batch, ranks)
-        rounds = -(-batch // (microbatch * ranks))
+        rounds = self.rounds(microbatch, ranks)
         firsts = np.minimum(np.arange(rank, rounds * ranks, ranks, dtype=np.int64) * microbatch, batch)
         lasts = np.minimum(firsts + microbatch, batch)
         held = np.concatenate([np.arange(a, b) for a, b in zip(firsts, lasts, strict=True)])

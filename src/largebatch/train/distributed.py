@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from largebatch.errors import InputError
@@ -43,6 +43,18 @@ class World:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """Return the element-wise sum of a tensor over all ranks, on its device; the tensor itself may be changed."""
+        if self.ranks > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give the first rank's buffers to all."""
+        if self.ranks > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.ranks > 1:
@@ -64,7 +76,8 @@ class World:
         if self.ranks == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids)
+        # A broadcast before each pass would undo what `step_statistics` gathers; `share_buffers` does it when needed.
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
 def no_exchange(model: nn.Module) -> AbstractContextManager[None]:

@@ -34,13 +34,14 @@ from largebatch.train.distributed import World, no_exchange
 from largebatch.train.finite import first_bad_tensor
 from largebatch.train.held_out import HeldOut
 from largebatch.train.ledger import Ledger
-from largebatch.train.microbatch import Memory, activation_budget, largest_microbatch, measure
+from largebatch.train.microbatch import Memory, activation_budget, check_multiple, largest_microbatch, measure
 from largebatch.train.observers import Observer
 from largebatch.train.precision import chosen_precision
 from largebatch.train.ratios import adapted_ratios
 from largebatch.train.run import Run, Stage
 from largebatch.train.run_record import Origin, claim_folder, write_run_record
-from largebatch.train.step_data import LoadedMicrobatch, StepDataset, longest_first, moved, read, steps_from
+from largebatch.train.step_data import LoadedMicrobatch, MicrobatchDataset, longest_first, moved, read, steps_from
+from largebatch.train.step_statistics import buffers_kept, fold_step_statistics
 from largebatch.train.stop import StopWish, listen
 from largebatch.train.task import Task, TaskDataset
 from largebatch.train.utilisation import Utilisation
@@ -87,7 +88,7 @@ class Training:
         self._primed = False
         self.progress = Progress()
         self.ledger: Ledger | None = None
-        self._held_out = HeldOut(self.task, run.seed, world, self.autocast)
+        self._held_out = HeldOut(self.task, run.seed, world, self.autocast, run.workers)
         self._utilisation = Utilisation(self.task)
 
     def _check(self) -> None:
@@ -185,7 +186,7 @@ class Training:
         self._enter(number, stage)
         dataset, order = self.stage_data(number, stage)
         microbatch = self.microbatch(stage, dataset, order)
-        batches = StepDataset(self.task, dataset, order, microbatch, self.world.rank, self.world.ranks)
+        batches = MicrobatchDataset(self.task, dataset, order, microbatch, self.world.rank, self.world.ranks)
         first = self.progress.step - begins
         source = steps_from(batches, first, stage.steps, self.run.workers)
         for step in range(first, stage.steps):
@@ -238,14 +239,16 @@ class Training:
     def microbatch(self, stage: Stage, dataset: TaskDataset, order: DataOrder) -> int:
         """Return the samples of a microbatch in a stage; the memory is measured only where the run leaves it open."""
         limit = -(-stage.global_batch_samples // self.world.ranks)
+        multiple = getattr(self.task, "microbatch_multiple", 1)
         if self.run.microbatch != "auto":
+            check_multiple(self.run.microbatch, multiple, stage.global_batch_samples)
             if self.run.microbatch > limit and self.world.ranks > 1:
                 self._say(
                     f"microbatch {self.run.microbatch} leaves ranks idle in stage {stage.name}, {limit} would not"
                 )
             return min(self.run.microbatch, stage.global_batch_samples)
         memory = self.memory(dataset, order)
-        return largest_microbatch(memory, activation_budget(memory, self.world.device), limit)
+        return largest_microbatch(memory, activation_budget(memory, self.world.device), limit, multiple)
 
     # One step.
 
@@ -277,6 +280,7 @@ class Training:
         grad_norm = float(self.optimizer.grad_norm())
         lr = stage.lr(step)
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        fold_step_statistics(self.model, self.world, finite=finite)
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -325,7 +329,7 @@ class Training:
             self._seed(number, step, micro.first_position)
             last = position + 1 == len(microbatches)
             with nullcontext() if last else no_exchange(self.replica):
-                with self.autocast:
+                with self.autocast, nullcontext() if micro.counted else buffers_kept(self.model):
                     sums = self.task.loss(self.replica, moved(micro.batch, self.world.device))
                 terms = [sums[term] * (scales[term] if micro.counted else 0.0) for term in weights]
                 torch.stack(terms).sum().backward()
@@ -345,14 +349,12 @@ class Training:
         if self._primed or self.replica is self.model:
             return
         self._primed = True
-        kept = [buffer.clone() for buffer in self.model.buffers()]
-        for _ in range(2):
-            with self.autocast:
-                sums = self.task.loss(self.replica, moved(micro.batch, self.world.device))
-            torch.stack(list(sums.values())).sum().backward()
-            self.optimizer.zero_grad(set_to_none=True)
-        for buffer, value in zip(self.model.buffers(), kept, strict=True):
-            buffer.copy_(value)
+        with buffers_kept(self.model):
+            for _ in range(2):
+                with self.autocast:
+                    sums = self.task.loss(self.replica, moved(micro.batch, self.world.device))
+                torch.stack(list(sums.values())).sum().backward()
+                self.optimizer.zero_grad(set_to_none=True)
 
     def _skipped(self, stage: Stage, losses: Mapping[str, float]) -> None:
         tensor = first_bad_tensor(self.model, losses)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from largebatch.errors import InputError
+from largebatch.train.step_statistics import buffers_kept
 from largebatch.train.task import Batch, Task
 
 # On a CPU more samples than fill its caches gain nothing, and few leave the matrix products short. Sequences per second
@@ -41,17 +43,32 @@ class Memory:
 def measure(task: Task, model: nn.Module, one: Batch, two: Batch, autocast: torch.autocast) -> Memory:
     """Measure with one forward pass over a batch of one sample and one over a batch of two."""
     parameters = list(model.parameters())
+    with buffers_kept(model):
+        difference = _saved_bytes(task, model, two, autocast) - _saved_bytes(task, model, one, autocast)
     return Memory(
         parameters=sum(p.numel() for p in parameters),
         parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        sample_bytes=max(_saved_bytes(task, model, two, autocast) - _saved_bytes(task, model, one, autocast), 1),
+        sample_bytes=max(difference, 1),
     )
 
 
-def largest_microbatch(memory: Memory, budget_bytes: int, limit: int) -> int:
-    """Return the largest power of two of samples within the budget, at least 1 and at most ``limit``."""
+def largest_microbatch(memory: Memory, budget_bytes: int, limit: int, multiple: int = 1) -> int:
+    """Return the largest power of two of samples within the budget, at least 1 and at most ``limit``.
+
+    With a ``multiple`` it is the largest of its multiples up to that power, at least one of it, and the limit is the
+    next multiple from ``limit`` up.
+    """
     fits = max(1, budget_bytes // memory.sample_bytes)
-    return min(2 ** (int(fits).bit_length() - 1), limit)
+    power = 2 ** (int(fits).bit_length() - 1)
+    return min(max(power // multiple, 1) * multiple, -(-limit // multiple) * multiple)
+
+
+def check_multiple(microbatch: int, multiple: int, global_batch_samples: int) -> None:
+    """Raise InputError if a microbatch that is not all of the batch would tear what a model looks at together."""
+    if microbatch % multiple and microbatch < global_batch_samples:
+        raise InputError(
+            f"microbatch is {microbatch}, but the model looks at {multiple} samples at a time: give a multiple of that"
+        )
 
 
 def activation_budget(memory: Memory, device: torch.device) -> int:

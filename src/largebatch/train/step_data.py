@@ -1,14 +1,16 @@
 """The batches of one rank, step by step, read ahead by worker processes where the run asks for them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from largebatch.train.data_order import DataOrder
+from largebatch.train.data_order import DataOrder, Microbatch
 from largebatch.train.task import Batch, SampleId, Task, TaskDataset
 
 
@@ -44,38 +46,72 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-class StepDataset(Dataset[list[LoadedMicrobatch]]):
-    """Maps a step of a stage to what one rank runs in it."""
+class MicrobatchDataset(Dataset[LoadedMicrobatch]):
+    """Maps (step of a stage, number within the step) to a microbatch of one rank."""
 
     def __init__(
         self, task: Task, dataset: TaskDataset, order: DataOrder, microbatch: int, rank: int, ranks: int
     ) -> None:
         self._task, self._dataset, self._order = task, dataset, order
         self._microbatch, self._rank, self._ranks = microbatch, rank, ranks
+        self._step, self._of_step = -1, list[Microbatch]()
+        self.in_a_step = order.rounds(microbatch, ranks)
 
-    def __getitem__(self, step: int) -> list[LoadedMicrobatch]:
-        """Return the microbatches of step ``step`` of the stage, counted from 0."""
-        loaded = []
-        lengths = getattr(self._dataset, "lengths", None)
-        for microbatch in self._order.microbatches(step, self._microbatch, self._rank, self._ranks, lengths):
-            samples = list(microbatch.samples) or self._order.first_samples(step, 1)
-            batch = self._task.collate(read(self._dataset, samples))
-            loaded.append(LoadedMicrobatch(microbatch.first_position, batch, bool(microbatch.samples)))
-        return loaded
+    def __getitem__(self, place: tuple[int, int]) -> LoadedMicrobatch:
+        """Return a microbatch of step ``place[0]`` of the stage, both counted from 0."""
+        step, number = place
+        if step != self._step:
+            lengths = getattr(self._dataset, "lengths", None)
+            self._of_step = self._order.microbatches(step, self._microbatch, self._rank, self._ranks, lengths)
+            self._step = step
+        microbatch = self._of_step[number]
+        samples = list(microbatch.samples) or self._order.first_samples(step, 1)
+        batch = self._task.collate(read(self._dataset, samples))
+        return LoadedMicrobatch(microbatch.first_position, batch, bool(microbatch.samples))
 
 
-def _as_it_is(loaded: list[LoadedMicrobatch]) -> list[LoadedMicrobatch]:
+@dataclass(frozen=True)
+class _Places:
+    """(step, number within the step) of microbatches, in order."""
+
+    first: int
+    last: int
+    in_a_step: int
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return product(range(self.first, self.last), range(self.in_a_step))
+
+
+def _as_it_is(loaded: LoadedMicrobatch) -> LoadedMicrobatch:
     return loaded
 
 
-def steps_from(dataset: StepDataset, first: int, last: int, workers: int) -> Iterator[list[LoadedMicrobatch]]:
-    """Yield the microbatches of the steps [first, last), in order."""
-    loader: DataLoader[list[LoadedMicrobatch]] = DataLoader(
+def load(dataset: Dataset[LoadedMicrobatch], places: Iterable[Any], workers: int) -> Iterator[LoadedMicrobatch]:
+    """Yield what a data set has at some places, in their order, read ahead by so many processes."""
+    if workers:
+        _allow_open_files()
+    loader: DataLoader[LoadedMicrobatch] = DataLoader(
         dataset,
         batch_size=None,
-        sampler=range(first, last),
+        sampler=places,
         num_workers=workers,
         collate_fn=_as_it_is,
         multiprocessing_context="forkserver" if workers else None,
     )
     return iter(loader)
+
+
+def steps_from(dataset: MicrobatchDataset, first: int, last: int, workers: int) -> Iterator[list[LoadedMicrobatch]]:
+    """Yield the microbatches of the steps [first, last), in order; workers share the microbatches of a step."""
+    loaded = load(dataset, _Places(first, last, dataset.in_a_step), workers)
+    for _ in range(first, last):
+        yield list(islice(loaded, dataset.in_a_step))
+
+
+def _allow_open_files() -> None:
+    """Lift the limit of open files as far as it goes: each tensor that a worker hands over is one."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

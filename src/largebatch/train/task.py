@@ -46,7 +46,8 @@ class Task(Protocol):
 
     # A task may also offer ``fingerprint() -> str``: what identifies its data beyond its name. A run does not resume
     # on data with another one. And ``flops(batch) -> float``: the operations that the model asks for in a forward and
-    # backward pass over a microbatch, for the log.
+    # backward pass over a microbatch, for the log. And ``microbatch_multiple: int``: what the samples of a microbatch
+    # must be a multiple of, where layers look at several at once.
 
     def build_model(self, seed: int, /) -> nn.Module:
         """Return the model in float32 on the CPU, the same for the same seed."""
