@@ -1,0 +1,226 @@
+"""Classification of images as a task for the training loop."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from largebatch.errors import InputError, check_at_least
+from largebatch.networks import save_network
+from largebatch.stage_view import StageView
+from largebatch.vision.augmentation import Augmentation
+from largebatch.vision.images import open_images
+from largebatch.vision.samples import CHANNELS, Corrupt, ImageSamples, Sample, View
+from largebatch.vision.sources import EncodedImages, ImageSets, PixelImages
+
+NetworkName = Literal["lenet", "resnet9", "resnet50"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassification:
+    """A network trained from scratch on labelled images.
+
+    Satisfies ``largebatch.train.task.Task``. Its loss has one term, "class", counted in images; an image that cannot be
+    decoded counts in none. The channel means and deviations are ImageNet's.
+    """
+
+    data: str
+    """Images: digits, a folder or tar file of MNIST, CIFAR-10 or class folders, or hf:NAME."""
+    network: NetworkName = "resnet50"
+    """What is trained."""
+    image_size: int = 224
+    """Side of the images in pixels; those that are stored decoded have their own."""
+    crop: Literal["none", "padded", "resized"] = "resized"
+    """What differs from epoch to epoch: nothing, a shift of up to padding pixels, or a part of the image, resized."""
+    padding: int = 4
+    """Pixels by which a padded crop is shifted at most."""
+    least_area: float = 0.08
+    """The least share of an image that a resized crop shows."""
+    flip: bool = True
+    """Mirror every other image of training, left to right."""
+    cutout: int = 0
+    """Side in pixels of a square of each image of training that is covered; 0 is none."""
+    middle: float = 0.875
+    """The share of the shorter side of a held-out image that is shown."""
+    channel_means: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean of each channel, brightness from 0 to 1."""
+    channel_stds: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread evenly over all classes; not in the held-out loss."""
+    norm_group: int | None = 32
+    """Samples that batch norm looks at together; None takes those of a microbatch."""
+    synchronised_norm: bool = False
+    """Let batch norm look at the microbatches of all ranks together; norm_group None alone."""
+    channels_last: bool = True
+    """Keep activations pixel by pixel."""
+    corrupt: Corrupt = "fail"
+    """Whether an image that cannot be decoded ends the run, or is left out with a warning and counted."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term of the loss."""
+        return {"class": 1.0}
+
+    @property
+    def microbatch_multiple(self) -> int:
+        """What the samples of a microbatch must be a multiple of."""
+        return self.norm_group if self.norm_group is not None and self.network != "lenet" else 1
+
+    def check(self, stages: Sequence[StageView]) -> None:
+        """Raise InputError for anything in the fields, the images or the stages that cannot work."""
+        check_at_least(self, image_size=1, padding=0, cutout=0, norm_group=1)
+        for name in ("least_area", "middle"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}, allowed is more than 0 and at most 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing is {self.label_smoothing}, allowed is 0 or more and less than 1")
+        if self.synchronised_norm and self.norm_group is not None:
+            raise InputError(f"norm_group is {self.norm_group}, with synchronised_norm it must be None")
+        for stage in stages:
+            if stage.task_options:
+                raise InputError(f"stage {stage.name!r}: task_options are {dict(stage.task_options)}, allowed is none")
+        self._check_pixels()
+        if self.cutout > self._size:
+            raise InputError(f"cutout is {self.cutout}, the images have {self._size} pixels")
+        channels = len(self.channel_means)
+        if channels != self._channels or len(self.channel_stds) != channels:
+            raise InputError(
+                f"channel_means and channel_stds have {channels} and {len(self.channel_stds)} numbers, the images of "
+                f"{self.data} have {self._channels} channels"
+            )
+        if not all(std > 0 for std in self.channel_stds):
+            raise InputError(f"channel_stds are {self.channel_stds}, allowed is more than 0")
+
+    def _check_pixels(self) -> None:
+        training = self._sets.training
+        if isinstance(training, EncodedImages):
+            if self.crop == "padded":
+                raise InputError(f"crop is padded, but the images of {self.data} are of many sizes: give resized")
+            return
+        height, width = training.pixels.shape[1:3]
+        if self.crop == "resized":
+            raise InputError(
+                f"crop is resized, but the images of {self.data} are small and decoded: give padded or none"
+            )
+        if height != width:
+            raise InputError(f"the images of {self.data} have {width} x {height} pixels, allowed are square ones")
+        if self.padding >= height:
+            raise InputError(f"padding is {self.padding}, the images have {height} pixels")
+
+    def fingerprint(self) -> str:
+        """Return what identifies the images: of decoded ones their SHA-256, of files that of their names and labels."""
+        return f"{self._sets.training.fingerprint()} {self._sets.held_out.fingerprint()}"
+
+    def build_model(self, seed: int) -> nn.Module:
+        """Return a ``Classifier`` with random weights, in float32 on the CPU."""
+        from largebatch.vision import models
+        from largebatch.vision.batch_norm import grouped_batch_norm_
+        from largebatch.vision.classifier import Classifier
+
+        classes = list(self._sets.classes)
+        if self.network == "lenet":
+            network = models.lenet(classes, self._size, self._channels, seed)
+        elif self.network == "resnet9":
+            network = models.resnet9(classes, self._channels, seed)
+        else:
+            network = models.resnet50(classes, self._channels, seed)
+        grouped_batch_norm_(network, self.norm_group, synchronised=self.synchronised_norm)
+        return Classifier(network, self.channel_means, self.channel_stds, channels_last=self.channels_last).train()
+
+    def dataset(self, stage: StageView, seed: int) -> ImageSamples:
+        """Return the images of training, augmented."""
+        del stage
+        kind = Augmentation(
+            crop=self.crop, padding=self.padding, least_area=self.least_area, flip=self.flip, cutout=self.cutout
+        )
+        augmented = kind.crop != "none" or kind.flip or kind.cutout
+        return self._samples(self._sets.training, kind if augmented else None, seed)
+
+    def evaluation_dataset(self, stage: StageView, seed: int) -> ImageSamples:
+        """Return all held-out images, the middle of each."""
+        del stage
+        return self._samples(self._sets.held_out, None, seed)
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Join the images of one microbatch: ``pixels`` uint8 [N, size, size, channels], ``labels``, ``readable``."""
+        return {
+            "pixels": torch.from_numpy(np.stack([sample.pixels for sample in samples])),
+            "labels": torch.tensor([sample.label for sample in samples]),
+            "readable": torch.tensor([sample.readable for sample in samples]),
+        }
+
+    def counts(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
+        """Return how many images count."""
+        return {"class": int(batch["readable"].sum())}
+
+    def tokens(self, batch: Mapping[str, Tensor]) -> int:
+        """Return how many images count."""
+        return int(batch["readable"].sum())
+
+    def flops(self, batch: Mapping[str, Tensor]) -> float:
+        """Return the operations of a forward and backward pass: three times those of a forward pass."""
+        return 3.0 * self._forward_flops * len(batch["labels"])
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sum of the cross-entropies over images, in nats."""
+        return model(**batch, smoothing=self.label_smoothing)
+
+    def evaluate(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return float64 sums and counts of one held-out microbatch; ``summarise`` divides them."""
+        sums = model(**batch, smoothing=0.0, measure=True)
+        readable = batch["readable"]
+        sums |= {"images": readable.sum(), "unreadable": (~readable).sum()}
+        return {name: value.to(torch.float64) for name, value in sums.items()}
+
+    def summarise(self, sums: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+        """Return the held-out loss in nats an image, without smoothing, and the metrics.
+
+        ``top1`` is the share of images whose class had the highest logit, ``top5`` one of the five highest.
+        ``unreadable``, where such are left out, is how many were.
+        """
+        images = max(sums["images"], 1.0)
+        metrics = {"top1": sums["top1"] / images, "top5": sums["top5"] / images}
+        if self.corrupt == "skip":
+            metrics["unreadable"] = sums["unreadable"]
+        return sums["class"] / images, metrics
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the network so that ``from_pretrained`` loads it, and how images are made ready for it."""
+        from largebatch.vision.classifier import Classifier
+
+        save_network(model, Classifier, folder)
+
+    @cached_property
+    def _sets(self) -> ImageSets:
+        return open_images(self.data)
+
+    @property
+    def _size(self) -> int:
+        training = self._sets.training
+        return training.pixels.shape[1] if isinstance(training, PixelImages) else self.image_size
+
+    @property
+    def _channels(self) -> int:
+        training = self._sets.training
+        return training.pixels.shape[3] if isinstance(training, PixelImages) else CHANNELS
+
+    @cached_property
+    def _forward_flops(self) -> float:
+        """Operations of a forward pass over one image, as PyTorch counts them."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        model = self.build_model(0).eval()
+        sample = self.collate([Sample(np.zeros((self._size, self._size, self._channels), np.uint8), 0, True)])
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(**sample, smoothing=0.0)
+        return float(counter.get_total_flops())
+
+    def _samples(self, images: Any, augmentation: Augmentation | None, seed: int) -> ImageSamples:
+        view = View(size=self._size, middle=self.middle, augmentation=augmentation, corrupt=self.corrupt)
+        return ImageSamples(images, view, seed)

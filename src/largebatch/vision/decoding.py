@@ -1,0 +1,58 @@
+"""From the bytes of an image to pixels of one size."""
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+
+from largebatch.errors import InputError
+from largebatch.vision.sources import Pixels
+
+try:
+    from PIL import Image, UnidentifiedImageError
+except ModuleNotFoundError:
+    raise InputError("images are decoded by Pillow, which is not installed: pip install 'largebatch[train]'") from None
+
+Box = tuple[float, float, float, float]
+"""Left, upper, right, lower; in pixels."""
+
+
+class Unreadable(Exception):
+    """The bytes are no image, or a torn one."""
+
+
+def opened(content: bytes) -> Any:
+    """Return an image of Pillow whose size is known and whose pixels are not decoded yet; raises Unreadable."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(content))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise Unreadable(reason) from None
+
+
+def resized(image: Any, box: Box, size: int) -> Pixels:
+    """Return a part of an image in RGB, uint8 [size, size, 3], by an antialiased bilinear filter.
+
+    Grey, palette and CMYK images become RGB. A JPEG from which four times the pixels or more would be dropped is
+    decoded at a half, a quarter or an eighth of its size, as its format allows.
+
+    Raises:
+        Unreadable: the image is torn.
+    """
+    width, height = image.size
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd palettes and metadata
+            left, upper, right, lower = box
+            factor = max(1, int(min(right - left, lower - upper) / size))
+            if factor > 1:
+                image.draft("RGB", (width // factor, height // factor))
+            scales = image.width / width, image.height / height
+            rgb = image.convert("RGB")
+        scaled = (left * scales[0], upper * scales[1], right * scales[0], lower * scales[1])
+        return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=scaled))
+    except (OSError, ValueError, SyntaxError, MemoryError) as error:
+        raise Unreadable(str(error)) from None
