@@ -28,6 +28,10 @@ RECIPES: dict[str, str] = {
     "squad": "largebatch.recipes.squad:squad",
     "gpt-mini": "largebatch.recipes.gpt:gpt_mini",
     "gpt2": "largebatch.recipes.gpt:gpt2",
+    "digits": "largebatch.recipes.mnist:digits",
+    "mnist": "largebatch.recipes.mnist:mnist",
+    "cifar10": "largebatch.recipes.cifar10:cifar10",
+    "resnet50": "largebatch.recipes.resnet50:resnet50",
 }
 
 

@@ -1,5 +1,6 @@
 """Classification of images as a task for the training loop."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from largebatch.errors import InputError, check_at_least
 from largebatch.networks import save_network
 from largebatch.stage_view import StageView
 from largebatch.vision.augmentation import Augmentation
+from largebatch.vision.decoded import decoded
 from largebatch.vision.images import open_images
 from largebatch.vision.samples import CHANNELS, Corrupt, ImageSamples, Sample, View
 from largebatch.vision.sources import EncodedImages, ImageSets, PixelImages
@@ -36,7 +38,8 @@ class ImageClassification:
     image_size: int = 224
     """Side of the images in pixels; those that are stored decoded have their own."""
     crop: Literal["none", "padded", "resized"] = "resized"
-    """What differs from epoch to epoch: nothing, a shift of up to padding pixels, or a part of the image, resized."""
+    """What differs from epoch to epoch: nothing, a shift of up to padding pixels, or a part of the image, resized.
+    The first two are for small images of one size, which are decoded once and kept in memory."""
     padding: int = 4
     """Pixels by which a padded crop is shifted at most."""
     least_area: float = 0.08
@@ -100,8 +103,6 @@ class ImageClassification:
     def _check_pixels(self) -> None:
         training = self._sets.training
         if isinstance(training, EncodedImages):
-            if self.crop == "padded":
-                raise InputError(f"crop is padded, but the images of {self.data} are of many sizes: give resized")
             return
         height, width = training.pixels.shape[1:3]
         if self.crop == "resized":
@@ -112,6 +113,11 @@ class ImageClassification:
             raise InputError(f"the images of {self.data} have {width} x {height} pixels, allowed are square ones")
         if self.padding >= height:
             raise InputError(f"padding is {self.padding}, the images have {height} pixels")
+
+    @property
+    def training_images(self) -> int:
+        """How many images an epoch has."""
+        return len(self._sets.training)
 
     def fingerprint(self) -> str:
         """Return what identifies the images: of decoded ones their SHA-256, of files that of their names and labels."""
@@ -191,14 +197,39 @@ class ImageClassification:
         return sums["class"] / images, metrics
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Write the network so that ``from_pretrained`` loads it, and how images are made ready for it."""
+        """Write the network so that ``from_pretrained`` loads it, and how images are made ready for it.
+
+        ``AutoModelForImageClassification`` and ``AutoImageProcessor`` load a ResNet-50; the others are classes of ours.
+        """
         from largebatch.vision.classifier import Classifier
 
         save_network(model, Classifier, folder)
+        processor = {
+            "image_processor_type": "ConvNextImageProcessor",
+            "do_resize": self.crop == "resized",
+            "size": {"shortest_edge": self._size},
+            "crop_pct": self.middle,
+            "resample": 2,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": self.channel_means,
+            "image_std": self.channel_stds,
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n", encoding="utf-8")
 
     @cached_property
     def _sets(self) -> ImageSets:
-        return open_images(self.data)
+        sets = open_images(self.data)
+        if self.crop == "resized":
+            return sets
+        parts = (
+            decoded(part, self.image_size, leave_out=self.corrupt == "skip")
+            if isinstance(part, EncodedImages)
+            else part
+            for part in (sets.training, sets.held_out)
+        )
+        return ImageSets(*parts, sets.classes)
 
     @property
     def _size(self) -> int:

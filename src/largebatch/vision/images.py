@@ -1,5 +1,6 @@
 """Labelled images from wherever they lie, as one thing: a part to train on, a part held out, and names of classes."""
 
+import functools
 from pathlib import Path
 
 from largebatch.errors import InputError
@@ -14,6 +15,7 @@ DIGITS = "digits"
 _HUB = "hf:"
 
 
+@functools.lru_cache(maxsize=2)
 def open_images(source: str) -> ImageSets:
     """Open a data set of images.
 
