@@ -56,7 +56,7 @@ def read_cifar(path: Path) -> ImageSets:
         with closing(tarfile.open(path)) as archive:
             return _read(path, lambda name: _member(archive, name))
     except (tarfile.TarError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:

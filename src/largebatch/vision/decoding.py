@@ -36,8 +36,8 @@ def opened(content: bytes) -> Any:
 def resized(image: Any, box: Box, size: int) -> Pixels:
     """Return a part of an image in RGB, uint8 [size, size, 3], by an antialiased bilinear filter.
 
-    Grey, palette and CMYK images become RGB. A JPEG from which four times the pixels or more would be dropped is
-    decoded at a half, a quarter or an eighth of its size, as its format allows.
+    Grey, palette and CMYK images become RGB. A JPEG is decoded at a half, a quarter or an eighth of its size, as its
+    format allows, where that leaves at least twice the pixels of each side that are wanted.
 
     Raises:
         Unreadable: the image is torn.
@@ -47,7 +47,7 @@ def resized(image: Any, box: Box, size: int) -> Pixels:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd palettes and metadata
             left, upper, right, lower = box
-            factor = max(1, int(min(right - left, lower - upper) / size))
+            factor = int(min(right - left, lower - upper) / (2 * size))
             if factor > 1:
                 image.draft("RGB", (width // factor, height // factor))
             scales = image.width / width, image.height / height
