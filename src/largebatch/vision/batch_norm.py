@@ -56,8 +56,8 @@ class BatchNorm(nn.BatchNorm2d):
         return torch.cat([self._normed(part) for part in input.split(self.group)])
 
     def _normed(self, x: Tensor) -> Tensor:
-        mean, var = (torch.empty_like(self.weight, dtype=torch.float32) for _ in range(2))
-        # With momentum 1 the statistics that PyTorch keeps are those of this group.
+        # With momentum 1 the statistics that PyTorch keeps are those of this group; zeros, for 0 times NaN is NaN.
+        mean, var = (torch.zeros_like(self.weight, dtype=torch.float32) for _ in range(2))
         out = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         self._gather(mean, var, len(x))
         return out

@@ -35,6 +35,8 @@ class ImageClassification:
     """Images: digits, a folder or tar file of MNIST, CIFAR-10 or class folders, or hf:NAME."""
     network: NetworkName = "resnet50"
     """What is trained."""
+    width: int = 64
+    """Filters of the first convolution of resnet9; the others have their own numbers."""
     image_size: int = 224
     """Side of the images in pixels; those that are stored decoded have their own."""
     crop: Literal["none", "padded", "resized"] = "resized"
@@ -77,7 +79,7 @@ class ImageClassification:
 
     def check(self, stages: Sequence[StageView]) -> None:
         """Raise InputError for anything in the fields, the images or the stages that cannot work."""
-        check_at_least(self, image_size=1, padding=0, cutout=0, norm_group=1)
+        check_at_least(self, width=1, image_size=1, padding=0, cutout=0, norm_group=1)
         for name in ("least_area", "middle"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}, allowed is more than 0 and at most 1")
@@ -133,7 +135,7 @@ class ImageClassification:
         if self.network == "lenet":
             network = models.lenet(classes, self._size, self._channels, seed)
         elif self.network == "resnet9":
-            network = models.resnet9(classes, self._channels, seed)
+            network = models.resnet9(classes, self._channels, self.width, seed)
         else:
             network = models.resnet50(classes, self._channels, seed)
         grouped_batch_norm_(network, self.norm_group, synchronised=self.synchronised_norm)

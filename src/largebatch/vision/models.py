@@ -140,10 +140,10 @@ def lenet(classes: list[str], image_size: int, channels: int, seed: int) -> Any:
         return LeNet(LeNetConfig(image_size=image_size, num_channels=channels, **_labels(classes)))
 
 
-def resnet9(classes: list[str], channels: int, seed: int) -> Any:
+def resnet9(classes: list[str], channels: int, width: int, seed: int) -> Any:
     """Return a ResNet9, the same for a seed."""
     with seeded(seed):
-        return ResNet9(ResNet9Config(num_channels=channels, **_labels(classes)))
+        return ResNet9(ResNet9Config(width=width, num_channels=channels, **_labels(classes)))
 
 
 def resnet50(classes: list[str], channels: int, seed: int) -> Any:
