@@ -167,13 +167,13 @@ def test_two_ranks_resume_to_the_bit_after_kill_9_of_both(tmp_path: Path) -> Non
         wait_for_steps(broken, 8, process)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    _kill_orphans(broken)
+    kill_orphans(broken)
     resumed = run(broken, *SLOWLY, "--resume", ranks=2)
     assert resumed.returncode == 0, resumed.stderr
     assert ledger(broken) == ledger(whole)
 
 
-def _kill_orphans(out: Path) -> None:
+def kill_orphans(out: Path) -> None:
     """torchrun starts its workers in sessions of their own; killing it with -9 leaves them running."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

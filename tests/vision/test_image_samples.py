@@ -209,7 +209,7 @@ def test_what_is_held_out_is_shown_whole_in_the_middle() -> None:
 def test_images_that_cannot_be_decoded(caplog: pytest.LogCaptureFixture) -> None:
     torn = _encoded([picture(size=(200, 200)), picture(size=(200, 200))[:1500], picture(size=(200, 200))])
     resizing = Augmentation(crop="resized")
-    with pytest.raises(InputError, match=r"made: image 1 cannot be decoded: .*; --task.corrupt skip leaves"):
+    with pytest.raises(InputError, match=r"made: image 1 cannot be decoded: .*; --corrupt skip leaves"):
         ImageSamples(torn, View(size=20, augmentation=resizing), 0)[0, 1]
     skipping = ImageSamples(torn, View(size=20, augmentation=resizing, corrupt="skip"), 0)
     for _ in range(2):

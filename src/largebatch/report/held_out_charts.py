@@ -20,6 +20,8 @@ NAMES: dict[str, tuple[str, Colour, Style]] = {
     "nsp_accuracy": ("next sentence", "green", "dots"),
     "nsp_majority_accuracy": ("commoner answer", "green", "dashed"),
     "nsp_loss": ("next sentence", "green", "dots"),
+    "top1_accuracy": ("top 1", "orange", "dots"),
+    "top5_accuracy": ("top 5", "green", "dots"),
     "perplexity": ("model", "orange", "dots"),
     "unigram_perplexity": ("unigram", "grey", "dashed"),
     "f1": ("F1", "blue", "dots"),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from largebatch.errors import InputError
 from largebatch.train.data_order import DataOrder, Microbatch
 from largebatch.train.task import Batch, SampleId, Task, TaskDataset
 
@@ -82,23 +83,43 @@ class _Places:
         return product(range(self.first, self.last), range(self.in_a_step))
 
 
-def _as_it_is(loaded: LoadedMicrobatch) -> LoadedMicrobatch:
+class _Telling(Dataset[LoadedMicrobatch | InputError]):
+    """A data set that returns an InputError: raised in a worker, it would come with a traceback in its message."""
+
+    def __init__(self, dataset: Dataset[LoadedMicrobatch]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, place: Any) -> LoadedMicrobatch | InputError:
+        try:
+            return self._dataset[place]
+        except InputError as error:
+            return error
+
+
+def _as_it_is(loaded: LoadedMicrobatch | InputError) -> LoadedMicrobatch | InputError:
     return loaded
 
 
 def load(dataset: Dataset[LoadedMicrobatch], places: Iterable[Any], workers: int) -> Iterator[LoadedMicrobatch]:
-    """Yield what a data set has at some places, in their order, read ahead by so many processes."""
+    """Yield what a data set has at some places, in their order, read ahead by so many processes.
+
+    Raises:
+        InputError: the data set raised it.
+    """
     if workers:
         _allow_open_files()
-    loader: DataLoader[LoadedMicrobatch] = DataLoader(
-        dataset,
+    loader: DataLoader[LoadedMicrobatch | InputError] = DataLoader(
+        _Telling(dataset),
         batch_size=None,
         sampler=places,
         num_workers=workers,
         collate_fn=_as_it_is,
         multiprocessing_context="forkserver" if workers else None,
     )
-    return iter(loader)
+    for loaded in loader:
+        if isinstance(loaded, InputError):
+            raise loaded
+        yield loaded
 
 
 def steps_from(dataset: MicrobatchDataset, first: int, last: int, workers: int) -> Iterator[list[LoadedMicrobatch]]:

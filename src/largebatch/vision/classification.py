@@ -189,11 +189,11 @@ class ImageClassification:
     def summarise(self, sums: Mapping[str, float]) -> tuple[float, dict[str, float]]:
         """Return the held-out loss in nats an image, without smoothing, and the metrics.
 
-        ``top1`` is the share of images whose class had the highest logit, ``top5`` one of the five highest.
-        ``unreadable``, where such are left out, is how many were.
+        ``top1_accuracy`` is the share of images whose class had the highest logit, ``top5_accuracy`` one of the five
+        highest. ``unreadable``, where such are left out, is how many were.
         """
         images = max(sums["images"], 1.0)
-        metrics = {"top1": sums["top1"] / images, "top5": sums["top5"] / images}
+        metrics = {f"{name}_accuracy": sums[name] / images for name in ("top1", "top5")}
         if self.corrupt == "skip":
             metrics["unreadable"] = sums["unreadable"]
         return sums["class"] / images, metrics

@@ -42,7 +42,7 @@ def decoded(images: EncodedImages, size: int, *, leave_out: bool) -> PixelImages
         except (Unreadable, OSError) as error:
             sentence = f"{shown} cannot be decoded: {error}"
             if not leave_out:
-                raise InputError(f"{sentence}; --task.corrupt skip leaves such images out") from None
+                raise InputError(f"{sentence}; --corrupt skip leaves such images out") from None
             _log.warning("left out: %s", sentence)
             kept[index] = False
     if not kept.all():

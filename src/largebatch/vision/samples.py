@@ -102,7 +102,7 @@ class ImageSamples:
     def _refuse(self, images: EncodedImages, index: int, error: Exception) -> None:
         sentence = f"{images.origin}: {images.names[index]} cannot be decoded: {error}"
         if self._view.corrupt == "fail":
-            raise InputError(f"{sentence}; --task.corrupt skip leaves such images out") from None
+            raise InputError(f"{sentence}; --corrupt skip leaves such images out") from None
         if index not in self._named:
             self._named.add(index)
             _log.warning("left out: %s", sentence)
