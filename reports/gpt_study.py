@@ -9,21 +9,16 @@ goes on, on another machine too. At the end reports/gpt/README.md has the tables
 Tuning: three rates in steps of two; then, as long as the best is the lowest or the highest tried, the next beyond it.
 """
 
-import json
-import os
-import subprocess
+import math
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from collect import insert, read_run, table
-from largebatch.aside import write_aside
+from collect import insert, table
 from largebatch.text.shards import read_manifest
-from largebatch.whole_way import is_finished
+from trials import Ledger, two_cores
 
 BATCHES = (32, 512)
 FIRST_RATES_AT_32 = {"lamb": (0.008, 0.016, 0.032), "adamw": (0.001, 0.002, 0.004)}
@@ -50,65 +45,29 @@ class Trial:
         """Of the folder."""
         return f"{self.optimizer}-{self.batch}-{self.rate:g}-{self.seed}"
 
-    def run(self, corpus: Path, folder: Path) -> dict[str, Any]:
-        """Train to the end, unless that was done before, and return the run's record, or that it diverged.
-
-        Raises:
-            RuntimeError: any other error.
-        """
-        if not is_finished(folder):
-            words = [sys.executable, "-m", "largebatch", "train", "gpt-mini", *SIZES, "--corpus", str(corpus)]
-            words += ["--optimizer", self.optimizer, "--batch", str(self.batch), "--lr-at-32", f"{self.rate:g}"]
-            words += ["--seed", str(self.seed), "--keep-checkpoints", "1", "--out", str(folder)]
-            if (folder / "run.json").is_file():
-                words.append("--resume")
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-            done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            if done.returncode and "not finite" in done.stdout:
-                return {"diverged": True}
-            if done.returncode:
-                raise RuntimeError(done.stdout)
-        return read_run(folder)
+    def words(self, corpus: Path) -> list[str]:
+        """Return what follows `largebatch train`."""
+        words = ["gpt-mini", *SIZES, "--corpus", str(corpus), "--optimizer", self.optimizer]
+        return [*words, "--batch", str(self.batch), "--lr-at-32", f"{self.rate:g}", "--seed", str(self.seed)]
 
 
-@dataclass
-class Ledger:
-    """What each trial came to, in a file that is complete after every trial."""
+def open_ledger(corpus: str) -> Ledger[Trial]:
+    """Return the ledger of the trials on a corpus, whose text has that SHA-256."""
+    return Ledger.open(REPORT / "trials.json", corpus, Trial)
 
-    path: Path
-    corpus: str
-    """SHA-256 of the text: trials on another are refused."""
-    records: dict[Trial, dict[str, Any]]
-    lock: Lock = field(default_factory=Lock)
 
-    @classmethod
-    def open(cls, path: Path, corpus: str) -> "Ledger":
-        """Read it, or begin an empty one; raises ValueError for one of another text."""
-        held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"corpus": corpus, "trials": []}
-        if held["corpus"] != corpus:
-            raise ValueError(f"{path} holds trials on the text {held['corpus']}, the corpus given is made of {corpus}")
-        return cls(path, corpus, {Trial(**held["trial"]): held["run"] for held in held["trials"]})
+def perplexity(ledger: Ledger[Trial], trial: Trial) -> float:
+    """Return that of the held-out text at the end, infinite for a run that diverged."""
+    return ledger.score(trial, "perplexity", math.inf)
 
-    def add(self, trial: Trial, record: dict[str, Any]) -> None:
-        """Write a trial down."""
-        with self.lock:
-            self.records[trial] = record
-            trials = [{"trial": asdict(trial), "run": self.records[trial]} for trial in sorted(self.records)]
-            write_aside(self.path, json.dumps({"corpus": self.corpus, "trials": trials}, indent=1) + "\n")
-        print(f"{trial.name}: {self.perplexity(trial):.2f}", flush=True)
 
-    def perplexity(self, trial: Trial) -> float:
-        """Return that of the held-out text at the end, infinite for a run that diverged."""
-        record = self.records[trial]
-        return float("inf") if "diverged" in record else record["scores"]["perplexity"]
-
-    def tuning(self, optimizer: str, batch: int) -> Tuning:
-        """Return what seed 0 came to, by ascending rate."""
-        return {
-            trial.rate: self.perplexity(trial)
-            for trial in sorted(self.records)
-            if (trial.optimizer, trial.batch, trial.seed) == (optimizer, batch, SEEDS[0])
-        }
+def tuning_of(ledger: Ledger[Trial], optimizer: str, batch: int) -> Tuning:
+    """Return what seed 0 came to, by ascending rate."""
+    return {
+        trial.rate: perplexity(ledger, trial)
+        for trial in sorted(ledger.records)
+        if (trial.optimizer, trial.batch, trial.seed) == (optimizer, batch, SEEDS[0])
+    }
 
 
 def label(optimizer: str, batch: int) -> str:
@@ -130,29 +89,22 @@ def further_rates(first: tuple[float, ...], tuning: Tuning) -> list[float]:
     return [rate for edge, rate in ((min(tuning), best / 2), (max(tuning), 2 * best)) if best == edge]
 
 
-def run_all(trials: list[Trial], ledger: Ledger, run: Callable[[Trial], dict[str, Any]]) -> None:
-    """Run those that the ledger lacks, two at a time."""
-    missing = [trial for trial in trials if trial not in ledger.records]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda trial: ledger.add(trial, run(trial)), missing))
-
-
-def study(ledger: Ledger, run: Callable[[Trial], dict[str, Any]]) -> None:
+def study(ledger: Ledger[Trial], run: Callable[[Trial], dict[str, Any]]) -> None:
     """Tune each of the four, then repeat the best of each with further seeds."""
     while further := [
         Trial(optimizer, batch, rate)
         for optimizer, batch in CELLS
-        for rate in further_rates(FIRST_RATES_AT_32[optimizer], ledger.tuning(optimizer, batch))
+        for rate in further_rates(FIRST_RATES_AT_32[optimizer], tuning_of(ledger, optimizer, batch))
     ]:
-        run_all(further, ledger, run)
-    run_all([trial for trials in best_trials(ledger).values() for trial in trials], ledger, run)
+        ledger.run_all(further, run)
+    ledger.run_all([trial for trials in best_trials(ledger).values() for trial in trials], run)
 
 
-def best_trials(ledger: Ledger) -> dict[str, list[Trial]]:
+def best_trials(ledger: Ledger[Trial]) -> dict[str, list[Trial]]:
     """Return label -> the trials of each seed at the best rate."""
     return {
         label(optimizer, batch): [
-            Trial(optimizer, batch, best_rate(ledger.tuning(optimizer, batch)), seed) for seed in SEEDS
+            Trial(optimizer, batch, best_rate(tuning_of(ledger, optimizer, batch)), seed) for seed in SEEDS
         ]
         for optimizer, batch in CELLS
     }
@@ -170,17 +122,18 @@ def tuning_table(tuning: dict[str, Tuning]) -> str:
     return "\n".join(lines)
 
 
-def filled(page: str, ledger: Ledger) -> str:
+def filled(page: str, ledger: Ledger[Trial]) -> str:
     """Return the page with both tables of a study that has come to its end."""
     groups = {name: [ledger.records[trial] for trial in trials] for name, trials in best_trials(ledger).items()}
-    tuning = {label(*cell): ledger.tuning(*cell) for cell in CELLS}
+    tuning = {label(*cell): tuning_of(ledger, *cell) for cell in CELLS}
     return insert(insert(page, table(groups)), tuning_table(tuning), "tuning")
 
 
 def main(corpus: Path, out: Path) -> None:
     """Go through the study, and write what came out."""
-    ledger = Ledger.open(REPORT / "trials.json", read_manifest(corpus)["input"]["sha256"])
-    study(ledger, lambda trial: trial.run(corpus, out / trial.name))
+    ledger = open_ledger(read_manifest(corpus)["input"]["sha256"])
+    with two_cores() as train:
+        study(ledger, lambda trial: train(trial.words(corpus), out / trial.name))
     page = REPORT / "README.md"
     page.write_text(filled(page.read_text(encoding="utf-8"), ledger), encoding="utf-8")
 

@@ -81,23 +81,23 @@ def test_a_study_that_is_stopped_goes_on_from_its_ledger(tmp_path: Path) -> None
 
     path = tmp_path / "trials.json"
     with pytest.raises(RuntimeError, match="no more"):
-        gpt_study.study(gpt_study.Ledger.open(path, "a text"), stopped_at(9))
-    gpt_study.study(gpt_study.Ledger.open(path, "a text"), stopped_at(1000))
+        gpt_study.study(gpt_study.Ledger.open(path, "a text", gpt_study.Trial), stopped_at(9))
+    gpt_study.study(gpt_study.Ledger.open(path, "a text", gpt_study.Trial), stopped_at(1000))
     assert len(done) == len(set(done)), "a trial was run twice"
-    ledger = gpt_study.Ledger.open(path, "a text")
+    ledger = gpt_study.Ledger.open(path, "a text", gpt_study.Trial)
     for label, trials in gpt_study.best_trials(ledger).items():
         assert {trial.rate for trial in trials} == {0.064 if label.endswith("512") else 0.004}, label
         assert [trial.seed for trial in trials] == [0, 1, 2]
         assert set(trials) <= set(done)
     page = "<!-- scores -->\n<!-- /scores -->\n<!-- tuning -->\n<!-- /tuning -->\n"
     assert "| adamw, batch 512 | 3 | 51.00 ± 1.00 |" in gpt_study.filled(page, ledger)
-    with pytest.raises(ValueError, match="holds trials on the text a text"):
-        gpt_study.Ledger.open(path, "another")
+    with pytest.raises(ValueError, match="holds trials on the data a text"):
+        gpt_study.Ledger.open(path, "another", gpt_study.Trial)
 
 
 def test_the_tables_on_gpt_are_those_of_its_ledger() -> None:
     held = json.loads((gpt_study.REPORT / "trials.json").read_text(encoding="utf-8"))
-    ledger = gpt_study.Ledger.open(gpt_study.REPORT / "trials.json", held["corpus"])
+    ledger = gpt_study.open_ledger(held["data"])
     page = (gpt_study.REPORT / "README.md").read_text(encoding="utf-8")
     assert gpt_study.filled(page, ledger) == page
     best = next(iter(gpt_study.best_trials(ledger).values()))[0]
