@@ -106,12 +106,12 @@ def test_top_1_and_top_5_and_ties() -> None:
     ranked = [float(n) for n in range(8)]  # class 7 has the highest logit
     model = Classifier(_Fixed([ranked] * 4 + [[0.0] * 8]), (0.5,) * 3, (0.25,) * 3, channels_last=True)
     task = ImageClassification(data="digits")
-    sums = task.evaluate(model, _batch([7, 3, 2, 7, 0], [True, True, True, False, True]))
+    sums = task.evaluate(model, _batch([7, 3, 2, 7, 1], [True, True, True, False, True]))
     found = {name: float(value.detach()) for name, value in sums.items()}
     assert (found["top1"], found["top5"], found["images"], found["unreadable"]) == (1, 2, 4, 1)
     loss, metrics = task.summarise(found)
     assert loss == pytest.approx(found["class"] / 4)
-    assert metrics == {"top1_accuracy": 0.25, "top5_accuracy": 0.5}
+    assert metrics == {"top1_accuracy": 0.25, "top5_accuracy": 0.5, "commonest_class_accuracy": 0.25}
     assert replace(task, corrupt="skip").summarise(found)[1]["unreadable"] == 1
 
 

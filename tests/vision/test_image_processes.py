@@ -36,7 +36,7 @@ def test_it_trains_and_tells(alone: Path) -> None:
     kinds = [line["kind"] for line in ledger(alone)]
     assert (kinds.count("train"), kinds.count("eval")) == (12, 3)
     last = [line for line in ledger(alone) if line["kind"] == "eval"][-1]
-    assert set(last["metrics"]) == {"top1_accuracy", "top5_accuracy"}
+    assert set(last["metrics"]) == {"top1_accuracy", "top5_accuracy", "commonest_class_accuracy"}
     assert "top 1" in (alone / "report.html").read_text(encoding="utf-8")
 
 

@@ -22,6 +22,7 @@ NAMES: dict[str, tuple[str, Colour, Style]] = {
     "nsp_loss": ("next sentence", "green", "dots"),
     "top1_accuracy": ("top 1", "orange", "dots"),
     "top5_accuracy": ("top 5", "green", "dots"),
+    "commonest_class_accuracy": ("commonest class", "grey", "dashed"),
     "perplexity": ("model", "orange", "dots"),
     "unigram_perplexity": ("unigram", "grey", "dashed"),
     "f1": ("F1", "blue", "dots"),

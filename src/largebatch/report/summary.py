@@ -89,14 +89,18 @@ def _how_far(run: RunFolder) -> str | None:
     if run.steps_taken == 0:
         return None
     seen = f"{wording.count(_last(run.train.samples))} samples"
-    tokens = _last(run.train.tokens)
-    if math.isfinite(tokens) and tokens > 0:
-        seen += f" or {wording.rounded_count(tokens)} tokens"
+    if _has_tokens(run):
+        seen += f" or {wording.rounded_count(_last(run.train.tokens))} tokens"
     machine = _text(run.record.get("gpu")) or _text(run.record.get("cpu"))
     place = f" on {machine}" if machine else ""
     done = "All" if is_complete(run) else f"{run.steps_taken:,} of"
     time = wording.duration(training_seconds(run))
     return f"{done} {run.planned_steps:,} steps are done: {seen} in {time} of optimizer steps{place}{_processes(run)}."
+
+
+def _has_tokens(run: RunFolder) -> bool:
+    """Return whether samples consist of tokens: an image is one, or none where it could not be read."""
+    return len(run.train) > 0 and _last(run.train.tokens) > _last(run.train.samples)
 
 
 def _processes(run: RunFolder) -> str:
@@ -167,21 +171,25 @@ def comparisons(run: RunFolder) -> list[Comparison]:
                 good=gap > 0,
             )
         )
-    accuracy, frequent = metrics.get("mlm_accuracy", math.nan), metrics.get("most_frequent_accuracy", math.nan)
-    if math.isfinite(accuracy) and math.isfinite(frequent):
-        ratio = accuracy / frequent if frequent > 0 else math.inf
-        found.append(
-            Comparison(
-                title="Masked-token accuracy, held-out",
-                value=accuracy,
-                shown=wording.percent(accuracy),
-                baseline=frequent,
-                baseline_name="commonest token",
-                baseline_shown=wording.percent(frequent),
-                verdict=f"{wording.times(ratio)} the commonest token's" if math.isfinite(ratio) else "from none",
-                good=accuracy > frequent,
+    for title, of_model, of_commonest, commonest in (
+        ("Masked-token accuracy", "mlm_accuracy", "most_frequent_accuracy", "commonest token"),
+        ("Top-1 accuracy", "top1_accuracy", "commonest_class_accuracy", "commonest class"),
+    ):
+        accuracy, frequent = metrics.get(of_model, math.nan), metrics.get(of_commonest, math.nan)
+        if math.isfinite(accuracy) and math.isfinite(frequent):
+            ratio = accuracy / frequent if frequent > 0 else math.inf
+            found.append(
+                Comparison(
+                    title=f"{title}, held-out",
+                    value=accuracy,
+                    shown=wording.percent(accuracy),
+                    baseline=frequent,
+                    baseline_name=commonest,
+                    baseline_shown=wording.percent(frequent),
+                    verdict=f"{wording.times(ratio)} the {commonest}'s" if math.isfinite(ratio) else "from none",
+                    good=accuracy > frequent,
+                )
             )
-        )
     perplexity, unigrams = metrics.get("perplexity", math.nan), metrics.get("unigram_perplexity", math.nan)
     if math.isfinite(perplexity) and math.isfinite(unigrams):
         lower = perplexity < unigrams
@@ -238,7 +246,10 @@ def facts(run: RunFolder) -> list[Fact]:
     found += [
         Fact(title="Steps", shown=wording.count(run.steps_taken), note=f"of {run.planned_steps:,}"),
         Fact(title="Samples", shown=wording.count(samples)),
-        Fact(title="Tokens", shown=wording.rounded_count(_last(train.tokens)) if len(train) else "–"),
+    ]
+    if _has_tokens(run):
+        found.append(Fact(title="Tokens", shown=wording.rounded_count(_last(train.tokens))))
+    found += [
         Fact(title="Time", shown=wording.duration(seconds) if len(train) else "–", note="in optimizer steps"),
         Fact(
             title="Samples per second",

@@ -137,6 +137,7 @@ TERM_NAMES: dict[str, str] = {
     "nsp": "next sentence",
     "span": "start and end",
     "lm": "next token",
+    "class": "class of an image",
 }
 
 

@@ -42,10 +42,11 @@ def describe(training: Training) -> Iterator[str]:
             f"{cost.microbatch} x accumulation {accumulation} x ranks {world.ranks}; peak lr {stage.peak_lr:.6g} "
             f"after {stage.schedule.warmup_steps:,} warm-up steps, first {stage.lr(0):.3g}, "
             f"last {stage.lr(stage.steps - 1):.3g}; "
-            f"about {cost.tokens:.3g} tokens, {cost.memory_bytes / 2**20:,.0f} MiB, {_duration(cost.seconds)}"
+            f"about {_tokens(cost.tokens, stage.steps * stage.global_batch_samples)}"
+            f"{cost.memory_bytes / 2**20:,.0f} MiB, {_duration(cost.seconds)}"
         )
     yield (
-        f"in all {samples:,.0f} samples, about {tokens:.3g} tokens and {_duration(seconds)}, "
+        f"in all {samples:,.0f} samples, about {_tokens(tokens, samples)}{_duration(seconds)}, "
         "evaluations and checkpoints not counted"
     )
 
@@ -71,6 +72,11 @@ def _cost(training: Training, number: int, stage: Stage) -> StageCost:
         tokens=training.task.tokens(batch) / microbatch * stage.global_batch_samples * stage.steps,
         seconds=min(times) * steps_of_microbatches,
     )
+
+
+def _tokens(tokens: float, samples: float) -> str:
+    """Return the number of tokens and a comma; nothing where a sample is no more than one, as an image is."""
+    return f"{tokens:.3g} tokens, " if tokens > samples else ""
 
 
 def _duration(seconds: float) -> str:

@@ -183,17 +183,26 @@ class ImageClassification:
         """Return float64 sums and counts of one held-out microbatch; ``summarise`` divides them."""
         sums = model(**batch, smoothing=0.0, measure=True)
         readable = batch["readable"]
-        sums |= {"images": readable.sum(), "unreadable": (~readable).sum()}
+        sums |= {
+            "images": readable.sum(),
+            "unreadable": (~readable).sum(),
+            "commonest": (readable & (batch["labels"] == self._commonest_class)).sum(),
+        }
         return {name: value.to(torch.float64) for name, value in sums.items()}
 
     def summarise(self, sums: Mapping[str, float]) -> tuple[float, dict[str, float]]:
         """Return the held-out loss in nats an image, without smoothing, and the metrics.
 
         ``top1_accuracy`` is the share of images whose class had the highest logit, ``top5_accuracy`` one of the five
-        highest. ``unreadable``, where such are left out, is how many were.
+        highest, ``commonest_class_accuracy`` those of the class that is the commonest in training. ``unreadable``,
+        where such are left out, is how many were.
         """
         images = max(sums["images"], 1.0)
-        metrics = {f"{name}_accuracy": sums[name] / images for name in ("top1", "top5")}
+        metrics = {
+            "top1_accuracy": sums["top1"] / images,
+            "top5_accuracy": sums["top5"] / images,
+            "commonest_class_accuracy": sums["commonest"] / images,
+        }
         if self.corrupt == "skip":
             metrics["unreadable"] = sums["unreadable"]
         return sums["class"] / images, metrics
@@ -232,6 +241,10 @@ class ImageClassification:
             for part in (sets.training, sets.held_out)
         )
         return ImageSets(*parts, sets.classes)
+
+    @cached_property
+    def _commonest_class(self) -> int:
+        return int(np.bincount(self._sets.training.labels).argmax())
 
     @property
     def _size(self) -> int:
