@@ -24,10 +24,10 @@ def test_the_whole_of_mnist_is_one_batch_and_35_steps(tmp_path: Path) -> None:
     run = mnist(data=str(write_idx(tmp_path, images=60, size=28)), batch=60)
     assert (run.stages[0].steps, run.stages[0].global_batch_samples) == (35, 60)
     run.task.check(run.stages)
-    assert mnist(data="nowhere", batch=60_000).stages[0].steps == 35, "what cannot be read is told by the check"
+    lost = mnist(data="nowhere", batch=60_000)
+    assert lost.stages[0].steps == 35, "what cannot be read is told by the check"
     with pytest.raises(InputError, match="nowhere"):
-        run = mnist(data="nowhere")
-        run.task.check(run.stages)
+        lost.task.check(lost.stages)
     with pytest.raises(InputError, match="warmup_share is 1"):
         digits(warmup_share=1.0)
 
