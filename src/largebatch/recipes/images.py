@@ -22,6 +22,6 @@ def image_optimizer(name: OptimizerName, weight_decay: float, max_grad_norm: flo
 def images_of(task: ImageClassification, otherwise: int) -> int:
     """Return the images of an epoch; where they cannot be read, which the run's check will tell, another number."""
     try:
-        return task.training_images
+        return len(task.images.training)
     except InputError:
         return otherwise

@@ -103,7 +103,7 @@ class ImageClassification:
             raise InputError(f"channel_stds are {self.channel_stds}, allowed is more than 0")
 
     def _check_pixels(self) -> None:
-        training = self._sets.training
+        training = self.images.training
         if isinstance(training, EncodedImages):
             return
         height, width = training.pixels.shape[1:3]
@@ -116,14 +116,9 @@ class ImageClassification:
         if self.padding >= height:
             raise InputError(f"padding is {self.padding}, the images have {height} pixels")
 
-    @property
-    def training_images(self) -> int:
-        """How many images an epoch has."""
-        return len(self._sets.training)
-
     def fingerprint(self) -> str:
         """Return what identifies the images: of decoded ones their SHA-256, of files that of their names and labels."""
-        return f"{self._sets.training.fingerprint()} {self._sets.held_out.fingerprint()}"
+        return f"{self.images.training.fingerprint()} {self.images.held_out.fingerprint()}"
 
     def build_model(self, seed: int) -> nn.Module:
         """Return a ``Classifier`` with random weights, in float32 on the CPU."""
@@ -131,7 +126,7 @@ class ImageClassification:
         from largebatch.vision.batch_norm import grouped_batch_norm_
         from largebatch.vision.classifier import Classifier
 
-        classes = list(self._sets.classes)
+        classes = list(self.images.classes)
         if self.network == "lenet":
             network = models.lenet(classes, self._size, self._channels, seed)
         elif self.network == "resnet9":
@@ -148,12 +143,12 @@ class ImageClassification:
             crop=self.crop, padding=self.padding, least_area=self.least_area, flip=self.flip, cutout=self.cutout
         )
         augmented = kind.crop != "none" or kind.flip or kind.cutout
-        return self._samples(self._sets.training, kind if augmented else None, seed)
+        return self._samples(self.images.training, kind if augmented else None, seed)
 
     def evaluation_dataset(self, stage: StageView, seed: int) -> ImageSamples:
         """Return all held-out images, the middle of each."""
         del stage
-        return self._samples(self._sets.held_out, None, seed)
+        return self._samples(self.images.held_out, None, seed)
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Join the images of one microbatch: ``pixels`` uint8 [N, size, size, channels], ``labels``, ``readable``."""
@@ -230,7 +225,8 @@ class ImageClassification:
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n", encoding="utf-8")
 
     @cached_property
-    def _sets(self) -> ImageSets:
+    def images(self) -> ImageSets:
+        """The images, small ones decoded."""
         sets = open_images(self.data)
         if self.crop == "resized":
             return sets
@@ -244,16 +240,16 @@ class ImageClassification:
 
     @cached_property
     def _commonest_class(self) -> int:
-        return int(np.bincount(self._sets.training.labels).argmax())
+        return int(np.bincount(self.images.training.labels).argmax())
 
     @property
     def _size(self) -> int:
-        training = self._sets.training
+        training = self.images.training
         return training.pixels.shape[1] if isinstance(training, PixelImages) else self.image_size
 
     @property
     def _channels(self) -> int:
-        training = self._sets.training
+        training = self.images.training
         return training.pixels.shape[3] if isinstance(training, PixelImages) else CHANNELS
 
     @cached_property
