@@ -41,7 +41,7 @@ def cifar10(
         channel_stds=(0.2470, 0.2435, 0.2616),
         norm_group=64,
     )
-    steps = steps_for_epochs(epochs, images_of(task, _IMAGES), batch)
+    steps = steps_for_epochs(epochs, images_of(data, _IMAGES), batch)
     stage = Stage(
         name=f"batch-{batch}",
         global_batch_samples=batch,

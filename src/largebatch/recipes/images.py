@@ -6,6 +6,7 @@ from largebatch.errors import InputError
 from largebatch.recipes.optimizers import Adagrad, Adam, Adamw, Lamb, Lars, Momentum
 from largebatch.train.run import Run
 from largebatch.vision.classification import ImageClassification
+from largebatch.vision.images import open_images
 
 OptimizerName = Literal["lamb", "lars", "momentum", "adam", "adamw", "adagrad"]
 ImageOptimizer = Lamb | Lars | Momentum | Adam | Adamw | Adagrad
@@ -19,9 +20,9 @@ def image_optimizer(name: OptimizerName, weight_decay: float, max_grad_norm: flo
     return _KINDS[name](weight_decay=weight_decay, max_grad_norm=max_grad_norm)
 
 
-def images_of(task: ImageClassification, otherwise: int) -> int:
+def images_of(data: str, otherwise: int) -> int:
     """Return the images of an epoch; where they cannot be read, which the run's check will tell, another number."""
     try:
-        return len(task.images.training)
+        return len(open_images(data).training)
     except InputError:
         return otherwise

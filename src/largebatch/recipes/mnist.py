@@ -65,7 +65,7 @@ def _run(
 ) -> ImageRun:
     if not 0 <= warmup_share < 1:
         raise InputError(f"warmup_share is {warmup_share}, allowed is 0 or more and less than 1")
-    steps = steps_for_epochs(epochs, images_of(task, _MNIST_IMAGES), batch)
+    steps = steps_for_epochs(epochs, images_of(task.data, _MNIST_IMAGES), batch)
     stage = Stage(
         name=f"batch-{batch}",
         global_batch_samples=batch,

@@ -38,7 +38,7 @@ def resnet50(
     hf:ILSVRC/imagenet-1k. Status: not yet run at that size.
     """
     task = ImageClassification(data=data, image_size=image_size, label_smoothing=0.1)
-    images = images_of(task, IMAGENET_TRAIN_IMAGES)
+    images = images_of(data, IMAGENET_TRAIN_IMAGES)
     steps = steps_for_epochs(epochs, images, batch)
     if optimizer in ("lamb", "lars"):
         warmup = RESNET50_WARMUP_STEPS if warmup_steps is None else warmup_steps
