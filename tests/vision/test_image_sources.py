@@ -39,7 +39,12 @@ def _refused(source: Path | str, said: str) -> None:
 
 
 def test_class_folders(tmp_path: Path) -> None:
-    sets = open_images(str(write_folders(tmp_path)))
+    write_folders(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "train" / "cat" / "._0.JPEG").write_bytes(b"a note of another system")
+    (tmp_path / "root").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "root" / split).symlink_to(tmp_path / "elsewhere" / split)
+    sets = open_images(str(tmp_path / "root"))
     assert list(sets.classes) == ["cat", "dog"]
     assert isinstance(sets.training, EncodedImages)
     assert list(sets.training.names)[:2] == ["train/cat/0.JPEG", "train/cat/1.JPEG"]

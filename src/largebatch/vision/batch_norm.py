@@ -88,16 +88,18 @@ class BatchNorm(nn.BatchNorm2d):
     def fold_step_sums(self, sums: Tensor | None) -> None:
         """Move the running statistics towards those of a step, whose sums over all ranks are given, or leave them."""
         self.gathered.zero_()
-        if sums is None or sums[-1] == 0:
+        if sums is None:
             return
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        mean, var = (sums[:-1] / sums[-1]).chunk(2)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
-        self.num_batches_tracked += 1
+        samples = sums[-1]
+        mean, var = (sums[:-1] / samples.clamp(min=1)).chunk(2)
+        share = self.momentum * (samples > 0)  # not asked for on the host, which would have to wait for it
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(var, share)
+        self.num_batches_tracked += samples > 0
 
 
 def _sum_over_ranks(values: Tensor) -> Tensor:

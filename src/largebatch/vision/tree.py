@@ -116,10 +116,10 @@ def _entries(path: Path) -> Iterator[Entry]:
         yield from _of_tar(path, ())
         return
     annotated = _annotations(path)
-    for folder, folders, files in os.walk(path):
+    for folder, folders, files in os.walk(path, followlinks=True):
         folders.sort()
         parts = Path(folder).relative_to(path).parts
-        images = [name for name in files if name.lower().endswith(IMAGE_ENDS)]
+        images = [name for name in files if _is_image(name)]
         for name in images:
             where = os.path.join(folder, name)
             split, label = _read_off((*parts, name), where)
@@ -152,7 +152,7 @@ def _of_tar(path: Path, parts: tuple[str, ...]) -> Iterator[Entry]:
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read as a tar: {error}") from None
     for member in members:
-        if not member.name.lower().endswith(IMAGE_ENDS):
+        if not _is_image(os.path.basename(member.name)):
             continue
         shown = f"{path}: {member.name}"
         split, label = _read_off((*inside, *member.name.removeprefix("./").split("/")), shown)
@@ -164,6 +164,11 @@ def _of_tar(path: Path, parts: tuple[str, ...]) -> Iterator[Entry]:
         if label is None:
             raise InputError(f"{shown} has no class: neither a folder nor a .cls beside it tells")
         yield Entry(split, label, "/".join((*inside, member.name)), str(path), member.offset_data, member.size)
+
+
+def _is_image(name: str) -> bool:
+    """Tell by a file's name; one that begins with a point is another system's note on a file."""
+    return name.lower().endswith(IMAGE_ENDS) and not name.startswith(".")
 
 
 def _numbers(path: Path, archive: tarfile.TarFile, members: list[tarfile.TarInfo]) -> dict[str, str]:
