@@ -1,5 +1,7 @@
 """LeNet on MNIST and on the embedded digits, with any optimizer, at any batch up to the whole set."""
 
+from dataclasses import replace
+
 from largebatch.batch import steps_for_epochs
 from largebatch.errors import InputError
 from largebatch.recipes.images import ImageRun, OptimizerName, image_optimizer, images_of
@@ -26,7 +28,8 @@ def mnist(
     appendix, batch 60,000, best of each one's grid: momentum .9244, LARS .9727, LAMB .9887. Status: not yet run.
     """
     task = _task(data, means=(0.1307,), stds=(0.3081,))
-    return _run(task, batch, epochs, optimizer, lr, warmup_share)
+    run = _run(task, batch, epochs, optimizer, lr, warmup_share)
+    return replace(run, checkpoint_every_steps=max(run.steps // 10, 1))
 
 
 def digits(
@@ -79,5 +82,4 @@ def _run(
         stages=(stage,),
         optimizer=image_optimizer(optimizer, decay),
         evaluate_every_steps=0,
-        checkpoint_every_steps=max(steps // 10, 1),
     )

@@ -338,7 +338,10 @@ class Training:
         return totals.tolist()
 
     def _seed(self, stage: int, step: int, first_position: int) -> None:
-        torch.manual_seed(counter_random.key(self.run.seed, _DROPOUT, stage, step, first_position) >> 1)
+        seed = counter_random.key(self.run.seed, _DROPOUT, stage, step, first_position) >> 1
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device, for a millisecond
+        if self.world.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _prime(self, micro: LoadedMicrobatch) -> None:
         """Let DDP settle its buckets in two discarded passes.
