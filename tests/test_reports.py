@@ -9,6 +9,7 @@ import pytest
 
 import collect
 import gpt_study
+import image_study
 from report.made_run import make_lines, make_record, write_run
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,39 @@ def test_the_tables_on_gpt_are_those_of_its_ledger() -> None:
     best = next(iter(gpt_study.best_trials(ledger).values()))[0]
     ledger.records[best]["scores"]["perplexity"] -= 1
     assert gpt_study.filled(page, ledger) != page
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in (ROOT / "reports").glob("*/trials.json")), ids=str)
+def test_the_tables_on_images_are_those_of_their_ledgers(folder: Path) -> None:
+    held = json.loads((folder / "trials.json").read_text(encoding="utf-8"))
+    if "point" not in held["trials"][0]["trial"]:
+        return  # that on GPT, above
+    ledger = image_study.open_ledger(folder, held["data"])
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert image_study.filled(page, ledger) == page
+    best = image_study.best_trials(ledger)["lamb"][0]
+    ledger.records[best]["scores"]["top1_accuracy"] -= 0.01
+    assert image_study.filled(page, ledger) != page
+
+
+def test_every_optimizer_is_tried_at_the_same_points_and_judged_by_other_seeds(tmp_path: Path) -> None:
+    best = dict(zip(image_study.OPTIMIZERS, (3, 1, 4, 0, 7, 5), strict=True))
+
+    def accuracy(trial: image_study.Trial) -> dict[str, object]:
+        if trial.point == 6:
+            return {"diverged": True}
+        return run(trial.seed, top1_accuracy=0.9 - 0.01 * abs(trial.point - best[trial.optimizer]))
+
+    ledger = image_study.open_ledger(tmp_path, "images")
+    image_study.study(ledger, accuracy)
+    tuned = {(trial.optimizer, trial.point) for trial in ledger.records if trial.seed == 0}
+    assert len(tuned) == 6 * 8
+    assert {name: trials[0].point for name, trials in image_study.best_trials(ledger).items()} == best
+    assert {trial.seed for trial in ledger.records if trial.seed} == {1, 2, 3, 4, 5}
+    page = image_study.filled("<!-- scores -->\n<!-- /scores -->\n<!-- tuning -->\n<!-- /tuning -->\n", ledger)
+    assert "| lamb (lr 0.15, decay 0.0095, warm-up 0.32) | 5 | 90.00 ± 0.00 |" in page
+    assert page.count("diverged") == 6
+    assert page.count("**90.00**") == 6
 
 
 def test_a_run_that_has_not_ended_is_refused(tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ def test_passes_that_do_not_count_are_undone() -> None:
 
 def test_a_network_keeps_its_names_and_weights() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4, momentum=0.3)), nn.GroupNorm(2, 4))
-    nn.init.uniform_(network[1][0].weight)  # pyright: ignore[reportIndexIssue]
+    scale: Any = network[1][0].weight  # pyright: ignore[reportIndexIssue]
+    nn.init.uniform_(scale)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     grouped_batch_norm_(network, 8, synchronised=False)
     inner = network[1][0]  # pyright: ignore[reportIndexIssue]

@@ -26,6 +26,8 @@ from torch.nn import functional as F
 class BatchNorm(nn.BatchNorm2d):
     """``nn.BatchNorm2d`` over groups of samples, of the same parameters, buffers and results outside of training."""
 
+    gathered: Tensor
+
     def __init__(
         self, features: int, eps: float, momentum: float, group: int | None = None, synchronised: bool = False
     ) -> None:

@@ -18,7 +18,7 @@ from largebatch.vision.augmentation import Augmentation
 from largebatch.vision.decoded import decoded
 from largebatch.vision.images import open_images
 from largebatch.vision.samples import CHANNELS, Corrupt, ImageSamples, Sample, View
-from largebatch.vision.sources import EncodedImages, ImageSets, PixelImages
+from largebatch.vision.sources import EncodedImages, Images, ImageSets, PixelImages
 
 NetworkName = Literal["lenet", "resnet9", "resnet50"]
 
@@ -230,13 +230,12 @@ class ImageClassification:
         sets = open_images(self.data)
         if self.crop == "resized":
             return sets
-        parts = (
-            decoded(part, self.image_size, leave_out=self.corrupt == "skip")
-            if isinstance(part, EncodedImages)
-            else part
-            for part in (sets.training, sets.held_out)
-        )
-        return ImageSets(*parts, sets.classes)
+        return ImageSets(self._decoded(sets.training), self._decoded(sets.held_out), sets.classes)
+
+    def _decoded(self, images: Images) -> Images:
+        if isinstance(images, PixelImages):
+            return images
+        return decoded(images, self.image_size, leave_out=self.corrupt == "skip")
 
     @cached_property
     def _commonest_class(self) -> int:

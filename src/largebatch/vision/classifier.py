@@ -11,9 +11,10 @@ from torch.nn import functional as F
 class Classifier(nn.Module):
     """Takes images as they are stored, uint8 [N, height, width, channels], and returns sums over them."""
 
-    def __init__(
-        self, network: nn.Module, means: Sequence[float], stds: Sequence[float], *, channels_last: bool
-    ) -> None:
+    means: Tensor
+    stds: Tensor
+
+    def __init__(self, network: Any, means: Sequence[float], stds: Sequence[float], *, channels_last: bool) -> None:
         """Wrap a network that has ``logits`` in its output.
 
         Args:

@@ -3,6 +3,8 @@
 Source: Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI, 1998: the 1,797 of its test set.
 """
 
+from typing import Any
+
 import numpy as np
 
 from largebatch.errors import InputError
@@ -22,7 +24,7 @@ def read_digits() -> ImageSets:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError:
         raise InputError("the digits come with scikit-learn: pip install 'largebatch[train]'") from None
-    held = load_digits()
+    held: Any = load_digits()
     pixels = np.round(held["images"] * (255 / _BRIGHTEST)).astype(np.uint8)[..., None]
     labels = held["target"].astype(np.int64)
     return ImageSets(

@@ -46,7 +46,8 @@ def read_hub(name: str) -> ImageSets:
     out = next((split for split in _HELD_OUT if split in held), None)
     if "train" not in held or out is None:
         raise InputError(
-            f"the data set {name} has the splits {', '.join(held)}: wanted are train and one of {_HELD_OUT}"
+            f"the data set {name} has the splits {', '.join(map(str, held))}: wanted are train and one of "
+            f"{', '.join(_HELD_OUT)}"
         )
     features = held["train"].features
     image = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -58,9 +59,11 @@ def read_hub(name: str) -> ImageSets:
             f"the data set {name} has the columns {', '.join(features)}: one of images and one of classes is wanted"
         )
     kind = features[label[0]]
-    sets = [_images(f"{name}: {split}", held[split], image[0], label[0], datasets) for split in ("train", out)]
-    names = getattr(kind, "names", None) or [str(number) for number in range(int(sets[0].labels.max(initial=0)) + 1)]
-    return ImageSets(*sets, names)
+    training, held_out = (
+        _images(f"{name}: {split}", held[split], image[0], label[0], datasets) for split in ("train", out)
+    )
+    names = getattr(kind, "names", None) or [str(number) for number in range(int(training.labels.max(initial=0)) + 1)]
+    return ImageSets(training, held_out, names)
 
 
 def _images(origin: str, rows: Any, image: str, label: str, datasets: Any) -> EncodedImages:

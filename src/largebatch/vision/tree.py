@@ -88,8 +88,8 @@ def read_tree(path: Path) -> ImageSets:
     foreign = sorted({entry.label for entry in found[out]} - set(numbers))
     if foreign:
         raise InputError(f"{path}: {out} has the class {foreign[0]!r}, which train has not")
-    sets = (_images(f"{path}: {split}", found[split], numbers) for split in (_TRAINING, out))
-    return ImageSets(*sets, classes)
+    training, held_out = (_images(f"{path}: {split}", found[split], numbers) for split in (_TRAINING, out))
+    return ImageSets(training, held_out, classes)
 
 
 def _order(label: str) -> tuple[int, str]:
