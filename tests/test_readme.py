@@ -42,6 +42,9 @@ def test_commands_that_train_are_understood() -> None:
         if words[2] == "squad":
             assert run.task.init_from == "runs/mine/model", "what the commands before it have left"
             continue
+        if words[2] in ("digits", "resnet50"):
+            assert run.stages[0].global_batch_samples == {"digits": 1438, "resnet50": 32_768}[words[2]]
+            continue
         assert run.stages[0].global_batch_samples == 4096
         assert run.task.corpus == "corpora/mine"
 
