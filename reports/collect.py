@@ -2,8 +2,9 @@
 
     python reports/collect.py reports/minilm/results.json 8000=runs/minilm/8000 2000=runs/minilm/2000
 
-Each word is LABEL=FOLDER, where FOLDER holds the runs seed-0, seed-1 and so on, or is a single run. The table stands in
-the README.md beside the JSON, between the lines <!-- scores --> and <!-- /scores -->.
+Each word is LABEL=FOLDER, where FOLDER holds the runs seed-0, seed-1 and so on, or is a single run. Runs that the JSON
+has already, of other labels or other seeds, stay in it: those of a report may come from several machines. The table
+stands in the README.md beside the JSON, between the lines <!-- scores --> and <!-- /scores -->.
 """
 
 import json
@@ -16,6 +17,9 @@ from typing import Any
 from largebatch.report.run_folder import RunFolder
 
 DIGITS = 2
+
+Groups = dict[str, list[dict[str, Any]]]
+"""Label -> runs, by seed."""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -42,7 +46,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def gather(words: list[str]) -> dict[str, list[dict[str, Any]]]:
+def gather(words: list[str]) -> Groups:
     """Return label -> runs, by seed."""
     found = {}
     for word in words:
@@ -52,13 +56,22 @@ def gather(words: list[str]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def merged(held: Groups, found: Groups) -> Groups:
+    """Return both together, by label and seed; of two with the same seed, what was found."""
+    both = {}
+    for label in [*held, *(label for label in found if label not in held)]:
+        by_seed = {run["seed"]: run for run in [*held.get(label, []), *found.get(label, [])]}
+        both[label] = [by_seed[seed] for seed in sorted(by_seed)]
+    return both
+
+
 def over_seeds(values: list[float]) -> str:
     """Return mean and standard deviation; of one value, the value."""
     mean = f"{statistics.mean(values):.{DIGITS}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{DIGITS}f}"
 
 
-def table(groups: dict[str, list[dict[str, Any]]]) -> str:
+def table(groups: Groups) -> str:
     """Return a table in Markdown: one row for each label, the scores that all runs have, over seeds and one by one.
 
     A seed that diverged, which has no scores, is named as such and stands in no mean.
@@ -84,7 +97,8 @@ def insert(page: str, text: str, mark: str = "scores") -> str:
 def main(words: list[str]) -> None:
     """Write the JSON and the table."""
     target = Path(words[0])
-    groups = gather(words[1:])
+    held = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
+    groups = merged(held, gather(words[1:]))
     target.write_text(json.dumps(groups, indent=1) + "\n", encoding="utf-8")
     page = target.parent / "README.md"
     page.write_text(insert(page.read_text(encoding="utf-8"), table(groups)), encoding="utf-8")

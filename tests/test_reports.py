@@ -32,6 +32,17 @@ def test_a_seed_that_diverged_is_named_and_stands_in_no_mean() -> None:
     assert "| a | 2 of 3 | 2.00 ± 1.41 | diverged, 1.00, 3.00 |" in text
 
 
+def test_runs_of_another_machine_stay() -> None:
+    held = {"a": [run(0, f1=1.0), run(2, f1=2.0)], "b": [run(0, f1=9.0)]}
+    found = {"a": [run(1, f1=5.0), run(2, f1=6.0)], "c": [run(0, f1=7.0)]}
+    both = collect.merged(held, found)
+    assert both == {
+        "a": [run(0, f1=1.0), run(1, f1=5.0), run(2, f1=6.0)],
+        "b": [run(0, f1=9.0)],
+        "c": [run(0, f1=7.0)],
+    }
+
+
 @pytest.mark.parametrize("results", RESULTS, ids=lambda path: path.parent.name)
 def test_the_table_of_a_report_is_that_of_its_results(results: Path) -> None:
     page = (results.parent / "README.md").read_text(encoding="utf-8")
