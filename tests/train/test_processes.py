@@ -167,14 +167,14 @@ def test_two_ranks_resume_to_the_bit_after_kill_9_of_both(tmp_path: Path) -> Non
         wait_for_steps(broken, 8, process)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    kill_orphans(broken)
+    kill_all(broken)
     resumed = run(broken, *SLOWLY, "--resume", ranks=2)
     assert resumed.returncode == 0, resumed.stderr
     assert ledger(broken) == ledger(whole)
 
 
-def kill_orphans(out: Path) -> None:
-    """torchrun starts its workers in sessions of their own; killing it with -9 leaves them running."""
+def kill_all(out: Path) -> None:
+    """Kill -9 torchrun, if it is still there, and its workers, which it starts in sessions of their own."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
