@@ -247,7 +247,7 @@ def test_a_task_that_is_no_bert(tmp_path: Path) -> None:
     text = Text(page).text
     assert "A model of 4.42 million parameters" in text
     assert "Held-out loss 6.118" in text
-    assert "After step 300: accuracy 93.0 % and top 5 99.0 %." in text
+    assert "After step 300: top 5 99.0 % and accuracy 93.0 %." in text
     assert "BERT" not in text
     assert "Trust ratio of each layer" not in text
     assert embedded(page)["ratios"] is None
