@@ -12,7 +12,6 @@ projects every position onto the vocabulary.
 writes benchmarks/results/bert_throughput-SIZE.json.
 """
 
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -34,12 +33,9 @@ from largebatch.schedules import Schedule
 from largebatch.text.options import PrepareOptions
 from largebatch.text.prepare import prepare
 from largebatch.train.data_order import DataOrder
-from largebatch.train.distributed import World
-from largebatch.train.ledger import read_ledger
-from largebatch.train.loop import Training
 from largebatch.train.run import Run, Stage
-from largebatch.train.run_record import Origin
 from largebatch.train.step_data import read
+from turns import engine_rate, summed_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +114,6 @@ def make_run(options: Options, corpus: Path) -> Run[BertPretraining, Lamb]:
         layers_every_steps=10**9,
         checkpoint_every_steps=10**9,
     )
-
-
-def ours(run: Run[BertPretraining, Lamb]) -> float:
-    """Return the sequences per second of this engine, from its own ledger, the first step left out."""
-    with tempfile.TemporaryDirectory() as folder:
-        origin = Origin(recipe="benchmark", recipe_name="benchmark")
-        Training(run, Path(folder) / "run", World(0, 1, torch.device("cpu")), [], origin).train(resume=False)
-        lines = [line for line in read_ledger(Path(folder) / "run" / "metrics.jsonl") if line["kind"] == "train"]
-    seconds = sum(line["seconds"] for line in lines[1:])
-    return run.stages[0].global_batch_samples * (len(lines) - 1) / seconds
 
 
 class Ready(Dataset[dict[str, torch.Tensor]]):
@@ -229,7 +215,7 @@ def main(options: Options) -> None:
         data = Ready(run)
         rounds = []
         for _ in range(options.rounds):
-            rounds.append({"ours": ours(run), "trainer": theirs(run, data, size.microbatch)})
+            rounds.append({"ours": engine_rate(run), "trainer": theirs(run, data, size.microbatch)})
             print(rounds[-1], flush=True)
         vocabulary = network_of(run).config.vocab_size
     result = {
@@ -240,10 +226,7 @@ def main(options: Options) -> None:
         "microbatch": size.microbatch,
         "vocabulary": vocabulary,
         "precision": options.precision,
-        "ours": statistics.median(turn["ours"] for turn in rounds),
-        "trainer": statistics.median(turn["trainer"] for turn in rounds),
-        "ratio": statistics.median(turn["ours"] / turn["trainer"] for turn in rounds),
-        "rounds": rounds,
+        **summed_up(rounds, "trainer"),
     }
     write_result(f"bert_throughput-{options.size}{'' if options.precision == 'fp32' else '-bf16'}", result)
     print(f"ours / Trainer, median of {options.rounds} paired ratios: {result['ratio']:.2f}")

@@ -12,7 +12,6 @@ writes benchmarks/results/image_input-CROP.json.
 
 import io
 import random
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +29,9 @@ from largebatch.train.data_order import DataOrder
 from largebatch.train.step_data import MicrobatchDataset, steps_from
 from largebatch.vision.classification import ImageClassification
 from largebatch.vision.sources import EncodedImages, Images
+from turns import summed_up
 
+STAGE: Any = None  # images are the same in every stage
 MEANS, STDS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -99,8 +100,7 @@ def rate(batches: Iterator[int]) -> float:
 
 def ours(task: ImageClassification, options: Options) -> Iterator[int]:
     """Yield how many images each batch has, once they are standardised."""
-    stage: Any = None
-    data = task.dataset(stage, 0)
+    data = task.dataset(STAGE, 0)
     order = DataOrder(seed=0, stage=0, dataset_samples=len(data), global_batch_samples=options.batch)
     batches = MicrobatchDataset(task, data, order, options.batch, 0, 1)
     means, stds = 255 * torch.tensor(MEANS), 255 * torch.tensor(STDS)
@@ -122,7 +122,7 @@ def main(options: Options) -> None:
     """Measure in turns, print and record."""
     task = ImageClassification(data=options.data, crop=options.crop, image_size=options.image_size)
     images = task.images.training
-    size = task.dataset(None, 0)[0, 0].pixels.shape[0]  # type: ignore[arg-type]
+    size = task.dataset(STAGE, 0)[0, 0].pixels.shape[0]
     rounds = []
     for _ in range(options.rounds):
         rounds.append({"ours": rate(ours(task, options)), "plain": rate(plain(images, size, options))})
@@ -133,10 +133,7 @@ def main(options: Options) -> None:
         "size": size,
         "batch": options.batch,
         "workers": options.workers,
-        "ours": statistics.median(turn["ours"] for turn in rounds),
-        "plain": statistics.median(turn["plain"] for turn in rounds),
-        "ratio": statistics.median(turn["ours"] / turn["plain"] for turn in rounds),
-        "rounds": rounds,
+        **summed_up(rounds, "plain"),
     }
     write_result(f"image_input-{options.crop}", result)
     print(f"ours / plain, median of {options.rounds} paired ratios: {result['ratio']:.2f}")

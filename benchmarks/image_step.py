@@ -10,11 +10,8 @@ starts; ours are read and standardised while it runs. In turns, in one process.
 writes benchmarks/results/image_step-NETWORK.json.
 """
 
-import statistics
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,13 +22,10 @@ from torch.nn import functional as F
 from certificate import write_result
 from largebatch.recipes.optimizers import Momentum
 from largebatch.schedules import Schedule
-from largebatch.train.distributed import World
-from largebatch.train.ledger import read_ledger
-from largebatch.train.loop import Training
 from largebatch.train.run import Run, Stage
-from largebatch.train.run_record import Origin
 from largebatch.vision import models
 from largebatch.vision.classification import ImageClassification
+from turns import engine_rate, summed_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +77,6 @@ def make_run(options: Options) -> Run[ImageClassification, Momentum]:
     )
 
 
-def ours(run: Run[ImageClassification, Momentum]) -> float:
-    """Return the images per second of this engine, from its own ledger, the first step left out."""
-    with tempfile.TemporaryDirectory() as folder:
-        origin = Origin(recipe="benchmark", recipe_name="benchmark")
-        trained = Training(run, Path(folder) / "run", World(0, 1, torch.device("cpu")), [], origin)
-        trained._evaluate = lambda number, stage: None  # type: ignore[method-assign]
-        trained.train(resume=False)
-        lines = [line for line in read_ledger(Path(folder) / "run" / "metrics.jsonl") if line["kind"] == "train"]
-    return run.stages[0].global_batch_samples * (len(lines) - 1) / sum(line["seconds"] for line in lines[1:])
-
-
 def plain_network(run: Run[ImageClassification, Momentum]) -> Any:
     """Return the network as its library makes it."""
     classes = list(run.task.images.classes)
@@ -131,7 +114,7 @@ def main(options: Options) -> None:
     run = make_run(options)
     rounds = []
     for _ in range(options.rounds):
-        rounds.append({"ours": ours(run), "plain": plain(run)})
+        rounds.append({"ours": engine_rate(run), "plain": plain(run)})
         print(rounds[-1], flush=True)
     result = {
         "what": "images per second of training: ours beside a plain PyTorch loop",
@@ -140,10 +123,7 @@ def main(options: Options) -> None:
         "batch": options.batch,
         "microbatch": options.microbatch,
         "precision": options.precision,
-        "ours": statistics.median(turn["ours"] for turn in rounds),
-        "plain": statistics.median(turn["plain"] for turn in rounds),
-        "ratio": statistics.median(turn["ours"] / turn["plain"] for turn in rounds),
-        "rounds": rounds,
+        **summed_up(rounds, "plain"),
     }
     write_result(f"image_step-{options.network}{'' if options.precision == 'fp32' else '-bf16'}", result)
     print(f"ours / plain, median of {options.rounds} paired ratios: {result['ratio']:.2f}")

@@ -26,6 +26,8 @@ class Named(Protocol):
         """What it is called, in messages and as a folder."""
         ...
 
+    def __lt__(self, other: Any, /) -> bool: ...
+
 
 TrialT = TypeVar("TrialT", bound=Named)
 
@@ -52,7 +54,7 @@ class Ledger(Generic[TrialT]):
         """Write a trial down."""
         with self.lock:
             self.records[trial] = record
-            trials: Any = sorted(self.records)  # type: ignore[type-var]
+            trials = sorted(self.records)
             lines = [{"trial": asdict(trial), "run": self.records[trial]} for trial in trials]
             write_aside(self.path, json.dumps({"data": self.data, "trials": lines}, indent=1) + "\n")
         scores = record.get("scores", {})

@@ -84,7 +84,8 @@ def _published_row(rows: tuple[PublishedRow, ...], batch: int) -> PublishedRow |
     return next((row for row in rows if row.global_batch_samples == batch), None)
 
 
-def _peak_lr(rows: tuple[PublishedRow, ...], batch: int) -> Figure[float]:
+def published_lr(rows: tuple[PublishedRow, ...], batch: int) -> Figure[float]:
+    """Return the peak rate of the row of a batch, or else what the square-root rule makes of the largest row's."""
     row = _published_row(rows, batch)
     if row is not None:
         return row.peak_lr
@@ -141,7 +142,7 @@ def bert_plan(batch: int, model: BertModel = "bert-large") -> Plan:
             global_batch_samples=Figure(batch, "choice", "the batch asked for"),
             sequence_length=Figure(length, "S", LAMB_PAPER),
             steps=count,
-            peak_lr=_peak_lr(BERT_ROWS, batch),
+            peak_lr=published_lr(BERT_ROWS, batch),
             warmup_steps=Figure(warmup, "D", _WARMUP if warmup else "the warm-up happens once, in stage 1"),
             schedule=Figure(part, "choice", "our reading: one schedule over both stages"),
         )
@@ -197,7 +198,7 @@ def bert_mixed_plan(model: BertModel = "bert-large") -> Plan:
         _stage_plan(name, stage, setting, decay)
         for name, stage, setting in zip(("length-128", "length-512"), BERT_MIXED_STAGES, NVIDIA_STAGES, strict=True)
     )
-    by_rule = tuple(_peak_lr(BERT_ROWS, stage.global_batch_samples.value).value for stage in BERT_MIXED_STAGES)
+    by_rule = tuple(published_lr(BERT_ROWS, stage.global_batch_samples.value).value for stage in BERT_MIXED_STAGES)
     notes = (
         "Batches and steps are published; rates and warm-up shares are NVIDIA's, tuned for a decay of power 0.5; "
         "the decay is our choice.",
@@ -241,7 +242,7 @@ def resnet50_plan(batch: int) -> Plan:
         global_batch_samples=Figure(batch, "choice", "the batch asked for"),
         sequence_length=None,
         steps=derived if row is None else row.total_steps,
-        peak_lr=_peak_lr(RESNET50_ROWS, batch),
+        peak_lr=published_lr(RESNET50_ROWS, batch),
         warmup_steps=Figure(RESNET50_WARMUP_STEPS, "D", _WARMUP) if row is None else row.warmup_steps,
         schedule=Figure(Schedule(warmup_steps=RESNET50_WARMUP_STEPS), "R", f"{LAMB_PAPER}: power 1"),
     )

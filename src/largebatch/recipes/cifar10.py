@@ -1,11 +1,8 @@
 """The residual network of 9 layers on CIFAR-10, with any optimizer, at any batch."""
 
-from largebatch.batch import steps_for_epochs
-from largebatch.errors import InputError
-from largebatch.recipes.images import ImageRun, OptimizerName, image_optimizer, images_of
+from largebatch.recipes.images import ImageRun, OptimizerName, decaying_stage, image_optimizer, images_of
 from largebatch.scaling import scale_lr
-from largebatch.schedules import Schedule
-from largebatch.train.run import Run, Stage
+from largebatch.train.run import Run
 from largebatch.vision.classification import ImageClassification
 
 _IMAGES = 50_000
@@ -29,8 +26,6 @@ def cifar10(
     1904.00962, appendix, at batch 512: AdaGrad .9074, Adam .9225, AdamW .9271, momentum .9372, LAMB .9408 [R]. Status:
     not yet run.
     """
-    if not 0 <= warmup_share < 1:
-        raise InputError(f"warmup_share is {warmup_share}, allowed is 0 or more and less than 1")
     task = ImageClassification(
         data=data,
         network="resnet9",
@@ -41,19 +36,13 @@ def cifar10(
         channel_stds=(0.2470, 0.2435, 0.2616),
         norm_group=64,
     )
-    steps = steps_for_epochs(epochs, images_of(data, _IMAGES), batch)
-    stage = Stage(
-        name=f"batch-{batch}",
-        global_batch_samples=batch,
-        steps=steps,
-        peak_lr=scale_lr(_RATES_AT_512[optimizer], 512, batch) if lr is None else lr,
-        schedule=Schedule(warmup_steps=round(warmup_share * steps)),
-    )
+    peak_lr = scale_lr(_RATES_AT_512[optimizer], 512, batch) if lr is None else lr
+    stage = decaying_stage(images_of(data, _IMAGES), batch, epochs, peak_lr, warmup_share)
     decay = 0.01 if optimizer in ("lamb", "adamw") else 5e-4
     return Run(
         task=task,
         stages=(stage,),
         optimizer=image_optimizer(optimizer, decay),
-        evaluate_every_steps=max(steps // 8, 1),
-        checkpoint_every_steps=max(steps // 24, 1),
+        evaluate_every_steps=max(stage.steps // 8, 1),
+        checkpoint_every_steps=max(stage.steps // 24, 1),
     )

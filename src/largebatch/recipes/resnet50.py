@@ -4,6 +4,7 @@ import os
 
 from largebatch.batch import steps_for_epochs
 from largebatch.errors import InputError
+from largebatch.plans import published_lr
 from largebatch.recipes.images import ImageOptimizer, ImageRun, OptimizerName, image_optimizer, images_of
 from largebatch.recipes.optimizers import Lars, Momentum
 from largebatch.scaling import IMAGENET_TRAIN_IMAGES, RESNET50_EPOCHS, RESNET50_ROWS, RESNET50_WARMUP_STEPS, scale_lr
@@ -39,11 +40,15 @@ def resnet50(
     """
     task = ImageClassification(data=data, image_size=image_size, label_smoothing=0.1)
     images = images_of(data, IMAGENET_TRAIN_IMAGES)
-    steps = steps_for_epochs(epochs, images, batch)
+    steps, epoch_steps = steps_for_epochs(epochs, images, batch), steps_for_epochs(1, images, batch)
     if optimizer in ("lamb", "lars"):
         warmup = RESNET50_WARMUP_STEPS if warmup_steps is None else warmup_steps
         schedule = Schedule(warmup_steps=warmup, power=1.0 if optimizer == "lamb" else 2.0)
-        rate = _lamb_rate(batch) if optimizer == "lamb" else scale_lr(_LARS_RATE_AT_32K, 32_768, batch)
+        rate = (
+            published_lr(RESNET50_ROWS, batch).value
+            if optimizer == "lamb"
+            else scale_lr(_LARS_RATE_AT_32K, 32_768, batch)
+        )
     else:
         of_epoch = [steps_for_epochs(epochs * epoch / RESNET50_EPOCHS, images, batch) for epoch in _GOYAL_MILESTONES]
         by_epochs = steps_for_epochs(_GOYAL_WARMUP_EPOCHS, images, batch)
@@ -67,8 +72,8 @@ def resnet50(
         stages=(stage,),
         optimizer=_optimizer(optimizer),
         workers=os.cpu_count() or 1,
-        evaluate_every_steps=max(steps_for_epochs(1, images, batch), 1),
-        checkpoint_every_steps=max(steps_for_epochs(1, images, batch) // 4, 1),
+        evaluate_every_steps=epoch_steps,
+        checkpoint_every_steps=max(epoch_steps // 4, 1),
     )
 
 
@@ -80,11 +85,3 @@ def _optimizer(name: OptimizerName) -> ImageOptimizer:
     if name == "momentum":
         return Momentum(weight_decay=1e-4, nesterov=True)
     return image_optimizer(name, 0.1 if name == "adamw" else 1e-4)
-
-
-def _lamb_rate(batch: int) -> float:
-    """Return the published rate of a batch, or that of the square-root rule."""
-    for row in RESNET50_ROWS:
-        if row.global_batch_samples == batch:
-            return row.peak_lr.value
-    return scale_lr(RESNET50_ROWS[-1].peak_lr.value, RESNET50_ROWS[-1].global_batch_samples, batch)

@@ -15,8 +15,6 @@ With ``group=None`` a group is a microbatch, and with ``synchronised=True`` the 
 time.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -119,8 +117,3 @@ def grouped_batch_norm_(network: nn.Module, group: int | None, *, synchronised: 
                 own = BatchNorm(child.num_features, child.eps, child.momentum or 0.1, group, synchronised)
                 own.load_state_dict(child.state_dict())
                 setattr(module, name, own.train(child.training))
-
-
-def has_batch_norm(network: Any) -> bool:
-    """Return whether any layer norms over samples."""
-    return any(isinstance(module, nn.BatchNorm2d) for module in network.modules())

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 
 from largebatch.errors import InputError
+from largebatch.vision import decoding
 from largebatch.vision.decoding import Unreadable, opened, resized
 from largebatch.vision.sources import EncodedImages, PixelImages
 
@@ -40,10 +41,7 @@ def decoded(images: EncodedImages, size: int, *, leave_out: bool) -> PixelImages
                 )
             pixels[index] = resized(image, (0, 0, size, size), size)
         except (Unreadable, OSError) as error:
-            sentence = f"{shown} cannot be decoded: {error}"
-            if not leave_out:
-                raise InputError(f"{sentence}; --corrupt skip leaves such images out") from None
-            _log.warning("left out: %s", sentence)
+            decoding.leave_out(shown, error, allowed=leave_out)
             kept[index] = False
     if not kept.all():
         _log.warning("%s: %d of %d images left out", images.origin, (~kept).sum(), len(images))

@@ -1,6 +1,7 @@
 """From the bytes of an image to pixels of one size."""
 
 import io
+import logging
 import warnings
 from typing import Any
 
@@ -14,12 +15,22 @@ try:
 except ModuleNotFoundError:
     raise InputError("images are decoded by Pillow, which is not installed: pip install 'largebatch[train]'") from None
 
+_log = logging.getLogger(__name__)
+
 Box = tuple[float, float, float, float]
 """Left, upper, right, lower; in pixels."""
 
 
 class Unreadable(Exception):
     """The bytes are no image, or a torn one."""
+
+
+def leave_out(shown: str, error: Exception, *, allowed: bool) -> None:
+    """Warn that an image is left out, or raise InputError where none may be."""
+    sentence = f"{shown} cannot be decoded: {error}"
+    if not allowed:
+        raise InputError(f"{sentence}; --corrupt skip leaves such images out") from None
+    _log.warning("left out: %s", sentence)
 
 
 def opened(content: bytes) -> Any:

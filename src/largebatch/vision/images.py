@@ -21,9 +21,8 @@ def open_images(source: str) -> ImageSets:
 
     Args:
         source: ``digits``, which is embedded; a folder with MNIST's idx files, with CIFAR-10's batches or their
-        archive,
-            with a folder of images for each class (ImageNet, Imagenette, Tiny ImageNet), or with tar files of such;
-            such a tar file; or ``hf:NAME``, a Hugging Face data set or a folder of parquet files.
+            archive, with a folder of images for each class (ImageNet, Imagenette, Tiny ImageNet), or with tar files of
+            such; such a tar file; or ``hf:NAME``, a Hugging Face data set or a folder of parquet files.
 
     Raises:
         InputError: there is none, or it is not of that form.

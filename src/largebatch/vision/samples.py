@@ -1,6 +1,5 @@
 """Images as samples: cropped, mirrored, of one size, the same for (seed, epoch, sample) wherever they are read."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -8,13 +7,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from largebatch.errors import InputError
 from largebatch.vision import augmentation
 from largebatch.vision.augmentation import Augmentation
-from largebatch.vision.decoding import Unreadable, opened, resized
+from largebatch.vision.decoding import Unreadable, leave_out, opened, resized
 from largebatch.vision.sources import EncodedImages, Images, PixelImages, Pixels
-
-_log = logging.getLogger(__name__)
 
 CHANNELS = 3  # of what is decoded
 Corrupt = Literal["fail", "skip"]
@@ -100,12 +96,9 @@ class ImageSamples:
         return pixels, readable
 
     def _refuse(self, images: EncodedImages, index: int, error: Exception) -> None:
-        sentence = f"{images.origin}: {images.names[index]} cannot be decoded: {error}"
-        if self._view.corrupt == "fail":
-            raise InputError(f"{sentence}; --corrupt skip leaves such images out") from None
         if index not in self._named:
+            leave_out(f"{images.origin}: {images.names[index]}", error, allowed=self._view.corrupt == "skip")
             self._named.add(index)
-            _log.warning("left out: %s", sentence)
 
 
 def _gathered(images: PixelImages, view: View, indices: augmentation.Integers, keys: augmentation.Keys) -> Pixels:

@@ -122,7 +122,7 @@ def _entries(path: Path) -> Iterator[Entry]:
         images = [name for name in files if _is_image(name)]
         for name in images:
             where = os.path.join(folder, name)
-            split, label = _read_off((*parts, name), where)
+            split, label = _read_off((*parts, name))
             if annotated and split == "val":
                 label = annotated.get(name)
                 if label is None:
@@ -155,7 +155,7 @@ def _of_tar(path: Path, parts: tuple[str, ...]) -> Iterator[Entry]:
         if not _is_image(os.path.basename(member.name)):
             continue
         shown = f"{path}: {member.name}"
-        split, label = _read_off((*inside, *member.name.removeprefix("./").split("/")), shown)
+        split, label = _read_off((*inside, *member.name.removeprefix("./").split("/")))
         label = numbers.get(os.path.splitext(member.name)[0], label)
         if split is None:
             raise InputError(
@@ -185,7 +185,7 @@ def _numbers(path: Path, archive: tarfile.TarFile, members: list[tarfile.TarInfo
     return found
 
 
-def _read_off(parts: tuple[str, ...], shown: str) -> tuple[str | None, str | None]:
+def _read_off(parts: tuple[str, ...]) -> tuple[str | None, str | None]:
     """Return split and class of a path of folders and a name; None where it does not tell."""
     for place, part in enumerate(parts[:-1]):
         split = _split_of(part)
