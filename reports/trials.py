@@ -10,7 +10,7 @@ from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Lock
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from collect import read_run
 from largebatch.aside import write_aside
@@ -27,6 +27,8 @@ class Named(Protocol):
         ...
 
     def __lt__(self, other: Any, /) -> bool: ...
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 TrialT = TypeVar("TrialT", bound=Named)
