@@ -19,13 +19,12 @@ RESULTS = Path(__file__).parent / "results"
 
 def write_result(name: str, numbers: dict[str, Any]) -> Path:
     """Write ``results/NAME.json`` and return its path."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     result = {
         **numbers,
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
         # Where the data lay on the machine that measured says nothing to anyone else.
         "command": " ".join(["python", *(Path(word).name if word.startswith("/") else word for word in sys.argv)]),
@@ -34,6 +33,17 @@ def write_result(name: str, numbers: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def _commit() -> str:
+    """Return the commit that was measured, marked where its files were changed; results beside it are none of them."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    return f"{commit}-dirty" if _git("status", "--porcelain", "--", ":/", f":(exclude){RESULTS}") else commit
+
+
+def _git(*words: str) -> str:
+    told = subprocess.run(["git", *words], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return told.stdout.strip()
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
