@@ -1,5 +1,6 @@
 """Batch norm over groups: PyTorch's for one group, and the same for any cut of a batch into passes and ranks."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from largebatch.train.distributed import World
-from largebatch.train.step_statistics import buffers_kept, fold_step_statistics
+from largebatch.train.step_statistics import buffers_kept, fold_step_statistics, left_out
 from largebatch.vision.batch_norm import BatchNorm, grouped_batch_norm_
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -132,13 +133,15 @@ def _rank(rank: int, folder: str, kind: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     world = World(rank, 2, torch.device("cpu"))
-    norm = _norm(synchronised=True) if kind == "synchronised" else _norm(group=4)
+    norm = _norm(group=4) if kind == "groups" else _norm(synchronised=True)
     x = _inputs().chunk(2)[rank]
     if kind == "groups":
         x = torch.cat([part for n, part in enumerate(_inputs(16).split(4)) if n % 2 == rank])
     x = x.clone().requires_grad_()
-    out = norm(x)
-    grads = torch.autograd.grad(out.sin().sum(), [x, *norm.parameters()])
+    idle = kind == "idle" and rank == 1
+    with left_out(norm) if idle else nullcontext():
+        out = norm(x)
+    grads = torch.autograd.grad(out.sin().sum() * (0 if idle else 1), [x, *norm.parameters()])
     fold_step_statistics(norm, world, finite=True)
     held = {"out": out.detach(), "grads": grads, "mean": norm.running_mean, "var": norm.running_var}
     torch.save(held, f"{folder}/{rank}.pt")
@@ -161,6 +164,21 @@ def test_synchronised_ranks_norm_together(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.cat([first["grads"][0], second["grads"][0]]), grads[0], rtol=1e-4, atol=1e-5)
     for own, his, all_of in zip(first["grads"][1:], second["grads"][1:], grads[1:], strict=True):
         torch.testing.assert_close(own + his, all_of, rtol=1e-4, atol=1e-4)
+    for rank in (first, second):
+        torch.testing.assert_close(rank["mean"], norm.running_mean)
+        torch.testing.assert_close(rank["var"], norm.running_var)
+
+
+def test_a_rank_without_a_share_leaves_the_others_alone(tmp_path: Path) -> None:
+    first, second = _ranks(tmp_path, "idle")
+    norm = _norm()
+    x = _inputs().chunk(2)[0].clone().requires_grad_()
+    out = norm(x)
+    grads = torch.autograd.grad(out.sin().sum(), [x, *norm.parameters()])
+    fold_step_statistics(norm, ALONE, finite=True)
+    torch.testing.assert_close(first["out"], out.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first["grads"], grads, rtol=1e-4, atol=1e-4)
+    assert not any(gradient.any() for gradient in second["grads"])
     for rank in (first, second):
         torch.testing.assert_close(rank["mean"], norm.running_mean)
         torch.testing.assert_close(rank["var"], norm.running_var)

@@ -41,7 +41,7 @@ from largebatch.train.ratios import adapted_ratios
 from largebatch.train.run import Run, Stage
 from largebatch.train.run_record import Origin, claim_folder, write_run_record
 from largebatch.train.step_data import LoadedMicrobatch, MicrobatchDataset, longest_first, moved, read, steps_from
-from largebatch.train.step_statistics import buffers_kept, fold_step_statistics
+from largebatch.train.step_statistics import buffers_kept, fold_step_statistics, left_out
 from largebatch.train.stop import StopWish, listen
 from largebatch.train.task import Task, TaskDataset
 from largebatch.train.utilisation import Utilisation
@@ -329,7 +329,7 @@ class Training:
             self._seed(number, step, micro.first_position)
             last = position + 1 == len(microbatches)
             with nullcontext() if last else no_exchange(self.replica):
-                with self.autocast, nullcontext() if micro.counted else buffers_kept(self.model):
+                with self.autocast, nullcontext() if micro.counted else left_out(self.model):
                     sums = self.task.loss(self.replica, moved(micro.batch, self.world.device))
                 terms = [sums[term] * (scales[term] if micro.counted else 0.0) for term in weights]
                 torch.stack(terms).sum().backward()

@@ -6,7 +6,9 @@ number of ranks. Instead it may gather sums over the passes of a step and offer
     step_sums() -> Tensor             what it has gathered, one dimension
     fold_step_sums(sums) -> None      take in the sums over all ranks, or nothing (None), and begin anew
 
-The loop calls the second once a step: with the sums, or, where a step was skipped, with None.
+The loop calls the second once a step: with the sums, or, where a step was skipped, with None. It sets ``counted`` of
+such a layer to False for the time of a pass that a rank runs without a share of its own, for layers that look at the
+samples of all ranks together.
 """
 
 from collections.abc import Iterator
@@ -31,9 +33,23 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+@contextmanager
+def left_out(model: nn.Module) -> Iterator[None]:
+    """Let passes leave no trace: neither in the buffers nor, through layers that look at all ranks, on other ranks."""
+    gathering = _gathering(model)
+    for module in gathering:
+        module.counted = False
+    try:
+        with buffers_kept(model):
+            yield
+    finally:
+        for module in gathering:
+            module.counted = True
+
+
 def fold_step_statistics(model: nn.Module, world: World, *, finite: bool) -> None:
     """Hand all layers that gather the sums of a step over all ranks, or nothing if the step was not finite."""
-    gathering: list[Any] = [module for module in model.modules() if hasattr(module, "fold_step_sums")]
+    gathering = _gathering(model)
     if not gathering:
         return
     if not finite:
@@ -44,3 +60,7 @@ def fold_step_statistics(model: nn.Module, world: World, *, finite: bool) -> Non
     totals = world.sum_tensor(torch.cat(sums)).split([len(part) for part in sums])
     for module, total in zip(gathering, totals, strict=True):
         module.fold_step_sums(total)
+
+
+def _gathering(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "fold_step_sums")]

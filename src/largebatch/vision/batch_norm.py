@@ -12,7 +12,7 @@ and of all ranks:
 where PyTorch's own moves with every forward pass, and so by other weights for another number of passes.
 
 With ``group=None`` a group is a microbatch, and with ``synchronised=True`` the microbatches of all ranks that run at a
-time.
+time, but for those of ranks that have no share in it (``counted`` is False).
 """
 
 import torch
@@ -41,6 +41,7 @@ class BatchNorm(nn.BatchNorm2d):
         super().__init__(features, eps=eps, momentum=momentum)
         assert group is None or not synchronised
         self.group, self.synchronised = group, synchronised
+        self.counted = True
         self.register_buffer("gathered", torch.zeros(2 * features + 1), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class BatchNorm(nn.BatchNorm2d):
         # In float32 at least, and around each rank's own mean, for E[x^2] - E[x]^2 loses what is small beside the mean.
         x32 = x.float()
         var, mean = torch.var_mean(x32, dim=(0, 2, 3), correction=0)
-        count = x.new_full((1,), x.numel() / x.shape[1], dtype=torch.float32)
+        count = x.new_full((1,), x.numel() / x.shape[1] if self.counted else 0.0, dtype=torch.float32)
         total, means = _sum_over_ranks(torch.cat([count, count * mean])).split([1, len(mean)])
         means = means / total
         squares = _sum_over_ranks(count * (var + (mean - means) ** 2))
