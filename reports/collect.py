@@ -88,6 +88,11 @@ def table(groups: Groups) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def accuracy_in_percent(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the top-1 accuracy in percent for its scores; one that diverged as it is."""
+    return record if "diverged" in record else {"scores": {"accuracy": 100 * record["scores"]["top1_accuracy"]}}
+
+
 def insert(page: str, text: str, mark: str = "scores") -> str:
     """Return the page with the text between its two marks."""
     between = rf"(<!-- {mark} -->\n).*(<!-- /{mark} -->)"

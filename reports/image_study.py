@@ -23,14 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from collect import insert, table
+from collect import accuracy_in_percent, insert, table
 from largebatch.vision.images import open_images
 from trials import Ledger, two_cores
 
 OPTIMIZERS = ("momentum", "lars", "lamb", "adam", "adamw", "adagrad")
 STEPS = 35
 SEEDS = (1, 2, 3, 4, 5)
-ACCURACY = "top1_accuracy"
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def words_of(study: str, data: str, trial: Trial) -> list[str]:
 
 def accuracy(ledger: Ledger[Trial], trial: Trial) -> float:
     """Return the share of test images that are right at the end, 0 for a run that diverged."""
-    return ledger.score(trial, ACCURACY, 0.0)
+    return ledger.score(trial, "top1_accuracy", 0.0)
 
 
 def best_point(ledger: Ledger[Trial], optimizer: str) -> int:
@@ -117,15 +116,10 @@ def tuning_table(ledger: Ledger[Trial]) -> str:
     return "\n".join(lines)
 
 
-def in_percent(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record whose scores are the accuracy in percent."""
-    return record if "diverged" in record else {"scores": {"accuracy": 100 * record["scores"][ACCURACY]}}
-
-
 def filled(page: str, ledger: Ledger[Trial]) -> str:
     """Return the page with both tables of a study that has come to its end."""
     groups = {
-        f"{name} ({POINTS[trials[0].point]})": [in_percent(ledger.records[trial]) for trial in trials]
+        f"{name} ({POINTS[trials[0].point]})": [accuracy_in_percent(ledger.records[trial]) for trial in trials]
         for name, trials in best_trials(ledger).items()
     }
     return insert(insert(page, table(groups)), tuning_table(ledger), "tuning")

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import cifar_study
 import collect
 import gpt_study
 import image_study
+import rate_study
 from report.made_run import make_lines, make_record, write_run
 
 ROOT = Path(__file__).parents[1]
@@ -58,20 +60,20 @@ def test_the_table_of_a_report_is_that_of_its_results(results: Path) -> None:
 
 def test_the_best_of_each_tuning_stands_out_and_a_divergence_is_shown() -> None:
     tuning = {"lamb, batch 32": {0.001: 90.0, 0.002: 80.125, 0.004: float("inf")}}
-    assert gpt_study.tuning_table(tuning).splitlines()[-1] == (
+    assert rate_study.tuning_table(tuning, "perplexity").splitlines()[-1] == (
         "| lamb, batch 32 | 0.001: 90.00, **0.002: 80.12**, 0.004: inf |"
     )
 
 
 def test_rates_are_tried_until_the_best_lies_between_others() -> None:
     first = (0.25, 0.5, 1.0)
-    assert gpt_study.further_rates(first, {0.5: 7.0}) == [0.25, 1.0]
-    assert gpt_study.further_rates(first, {0.25: 9.0, 0.5: 8.0, 1.0: 7.0}) == [2.0]
-    assert gpt_study.further_rates(first, {0.25: 6.0, 0.5: 8.0, 1.0: float("inf")}) == [0.125]
-    assert gpt_study.further_rates(first, {0.25: 9.0, 0.5: 7.0, 1.0: 8.0}) == []
+    assert rate_study.further_rates(first, {0.5: 7.0}) == [0.25, 1.0]
+    assert rate_study.further_rates(first, {0.25: 9.0, 0.5: 8.0, 1.0: 7.0}) == [2.0]
+    assert rate_study.further_rates(first, {0.25: 6.0, 0.5: 8.0, 1.0: float("inf")}) == [0.125]
+    assert rate_study.further_rates(first, {0.25: 9.0, 0.5: 7.0, 1.0: 8.0}) == []
 
 
-def bowl(trial: gpt_study.Trial) -> dict[str, object]:
+def bowl(trial: rate_study.Trial) -> dict[str, object]:
     """Perplexity by the rate's distance from the best one, which lies outside of the first three at batch 512."""
     best = {32: 0.004, 512: 0.064}[trial.batch]
     if trial.rate > 0.3:
@@ -80,10 +82,10 @@ def bowl(trial: gpt_study.Trial) -> dict[str, object]:
 
 
 def test_a_study_that_is_stopped_goes_on_from_its_ledger(tmp_path: Path) -> None:
-    done: list[gpt_study.Trial] = []
+    done: list[rate_study.Trial] = []
 
-    def stopped_at(most: int) -> Callable[[gpt_study.Trial], dict[str, object]]:
-        def one(trial: gpt_study.Trial) -> dict[str, object]:
+    def stopped_at(most: int) -> Callable[[rate_study.Trial], dict[str, object]]:
+        def one(trial: rate_study.Trial) -> dict[str, object]:
             if len(done) >= most:
                 raise RuntimeError("no more")
             done.append(trial)
@@ -93,35 +95,45 @@ def test_a_study_that_is_stopped_goes_on_from_its_ledger(tmp_path: Path) -> None
 
     path = tmp_path / "trials.json"
     with pytest.raises(RuntimeError, match="no more"):
-        gpt_study.study(gpt_study.Ledger.open(path, "a text", gpt_study.Trial), stopped_at(9))
-    gpt_study.study(gpt_study.Ledger.open(path, "a text", gpt_study.Trial), stopped_at(1000))
+        gpt_study.STUDY.run(rate_study.Ledger.open(path, "a text", rate_study.Trial), stopped_at(9))
+    gpt_study.STUDY.run(rate_study.Ledger.open(path, "a text", rate_study.Trial), stopped_at(1000))
     assert len(done) == len(set(done)), "a trial was run twice"
-    ledger = gpt_study.Ledger.open(path, "a text", gpt_study.Trial)
-    for label, trials in gpt_study.best_trials(ledger).items():
+    ledger = rate_study.Ledger.open(path, "a text", rate_study.Trial)
+    for label, trials in gpt_study.STUDY.best_trials(ledger).items():
         assert {trial.rate for trial in trials} == {0.064 if label.endswith("512") else 0.004}, label
         assert [trial.seed for trial in trials] == [0, 1, 2]
         assert set(trials) <= set(done)
     page = "<!-- scores -->\n<!-- /scores -->\n<!-- tuning -->\n<!-- /tuning -->\n"
-    assert "| adamw, batch 512 | 3 | 51.00 ± 1.00 |" in gpt_study.filled(page, ledger)
+    assert "| adamw, batch 512 | 3 | 51.00 ± 1.00 |" in gpt_study.STUDY.filled(page, ledger)
     with pytest.raises(ValueError, match="holds trials on the data a text"):
-        gpt_study.Ledger.open(path, "another", gpt_study.Trial)
+        rate_study.Ledger.open(path, "another", rate_study.Trial)
 
 
-def test_the_tables_on_gpt_are_those_of_its_ledger() -> None:
-    held = json.loads((gpt_study.REPORT / "trials.json").read_text(encoding="utf-8"))
-    ledger = gpt_study.open_ledger(held["data"])
-    page = (gpt_study.REPORT / "README.md").read_text(encoding="utf-8")
-    assert gpt_study.filled(page, ledger) == page
-    best = next(iter(gpt_study.best_trials(ledger).values()))[0]
-    ledger.records[best]["scores"]["perplexity"] -= 1
-    assert gpt_study.filled(page, ledger) != page
+RATE_STUDIES = [study for study in (gpt_study.STUDY, cifar_study.STUDY) if (study.folder / "trials.json").is_file()]
+
+
+@pytest.mark.parametrize("study", RATE_STUDIES, ids=lambda study: study.name)
+def test_the_tables_on_rates_are_those_of_their_ledgers(study: rate_study.RateStudy) -> None:
+    held = json.loads((study.folder / "trials.json").read_text(encoding="utf-8"))
+    ledger = study.open_ledger(held["data"])
+    page = (study.folder / "README.md").read_text(encoding="utf-8")
+    assert study.filled(page, ledger) == page
+    best = next(iter(study.best_trials(ledger).values()))[0]
+    ledger.records[best]["scores"] = {name: 0.9 * value for name, value in ledger.records[best]["scores"].items()}
+    assert study.filled(page, ledger) != page
+
+
+def test_the_rate_of_a_large_batch_follows_the_square_root_rule() -> None:
+    words = cifar_study.words_of(rate_study.Trial("lamb", 2048, 0.01, 3), "images")
+    assert words[words.index("--lr") + 1] == "0.02"
+    assert words[-2:] == ["--seed", "3"]
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in (ROOT / "reports").glob("*/trials.json")), ids=str)
 def test_the_tables_on_images_are_those_of_their_ledgers(folder: Path) -> None:
     held = json.loads((folder / "trials.json").read_text(encoding="utf-8"))
     if "point" not in held["trials"][0]["trial"]:
-        return  # that on GPT, above
+        return  # those of rates, above
     ledger = image_study.open_ledger(folder, held["data"])
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert image_study.filled(page, ledger) == page
