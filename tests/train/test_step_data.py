@@ -1,5 +1,11 @@
-"""How batches get onto a device."""
+"""How batches get onto a device, and the processes that read ahead."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -31,3 +37,29 @@ def test_the_host_waits_for_no_copy_to_a_gpu(device: str, done: list[str]) -> No
     tensor = Recorded()
     moved({"a": cast(Tensor, tensor)}, torch.device(device))
     assert tensor.done == done
+
+
+def _lives(process: int) -> bool:
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_processes_that_read_ahead_end_with_the_one_they_read_for() -> None:
+    script = Path(__file__).parent / "reading_ahead.py"
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        processes = [int(word) for word in reader.stdout.readline().split()]
+        assert len(processes) == 3
+        assert all(_lives(process) for process in processes)
+        reader.kill()
+    ends = time.monotonic() + 60
+    while any(_lives(process) for process in processes) and time.monotonic() < ends:
+        time.sleep(0.05)
+    left = [process for process in processes if _lives(process)]
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert not left

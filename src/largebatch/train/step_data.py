@@ -1,9 +1,12 @@
 """The batches of one rank, step by step, read ahead by worker processes where the run asks for them."""
 
+import multiprocessing
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, product
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -43,7 +46,7 @@ def longest_first(dataset: TaskDataset, samples: list[SampleId]) -> list[SampleI
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch on a device; it goes to a GPU from pinned memory, so that the host does not wait for the copy."""
+    """Return the batch on a device; it goes to a GPU from pinned memory, so that the host need not wait."""
     pins = device.type == "cuda"
     return {name: (a.pin_memory() if pins else a).to(device, non_blocking=True) for name, a in batch.items()}
 
@@ -116,11 +119,28 @@ def load(dataset: Dataset[LoadedMicrobatch], places: Iterable[Any], workers: int
         num_workers=workers,
         collate_fn=_as_it_is,
         multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_end_with_reader if workers else None,
     )
     for loaded in loader:
         if isinstance(loaded, InputError):
             raise loaded
         yield loaded
+
+
+def _end_with_reader(_: int) -> None:
+    """Let this worker end as soon as the process that reads from it does, by kill -9 too.
+
+    PyTorch's workers look whether their parent lives, but under a fork server that is the server, which for its part
+    lives as long as a worker does.
+    """
+    reader = multiprocessing.parent_process()
+    assert reader is not None
+
+    def wait() -> None:
+        reader.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def steps_from(dataset: MicrobatchDataset, first: int, last: int, workers: int) -> Iterator[list[LoadedMicrobatch]]:
