@@ -89,6 +89,18 @@ def test_a_short_last_group_counts_by_its_samples() -> None:
     torch.testing.assert_close(norm.running_mean, 0.1 * means)
 
 
+def test_a_group_of_one_value_is_its_own_mean() -> None:
+    norm, x = _norm(group=2), _inputs(3)[:, :, :1, :1]
+    out, gradients = _forward(norm, [x])
+    assert norm.bias is not None
+    torch.testing.assert_close(out[2].flatten(), norm.bias)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    fold_step_statistics(norm, ALONE, finite=True)
+    torch.testing.assert_close(norm.running_mean, 0.1 * x.mean(dim=(0, 2, 3)))
+    assert norm.running_var is not None
+    assert norm.running_var.isfinite().all()
+
+
 def test_a_skipped_step_leaves_no_trace() -> None:
     norm = _norm(group=4)
     norm(_inputs() * torch.nan)

@@ -182,6 +182,7 @@ def _change(path: Path, content: bytes) -> None:
         ("train-labels-idx1-ubyte.gz", idx_bytes(np.zeros(11, np.uint8)), "12 images, but .* 11 labels"),
         ("train-images-idx3-ubyte.gz", idx_bytes(np.zeros((12, 8, 8), np.uint8)), "images of the form"),
         ("train-images-idx3-ubyte.gz", b"\x00\x00\x08\x03" + b"\xff" * 12, "it has"),
+        ("train-labels-idx1-ubyte.gz", idx_bytes(np.full(12, 12, np.uint8)), "the label 12, but none of 1: allowed are"),
         ("t10k-labels-idx1-ubyte.gz", idx_bytes(np.full(6, 77, np.uint8)), "has the label 77, allowed is 0 to 9"),
     ],
 )
@@ -189,6 +190,12 @@ def test_wrong_idx_files_are_refused(tmp_path: Path, file: str, content: bytes, 
     write_idx(tmp_path)
     _change(tmp_path / file, content)
     _refused(tmp_path, said)
+
+
+def test_more_than_ten_classes_may_begin_at_one(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    _change(tmp_path / "train-labels-idx1-ubyte.gz", idx_bytes(np.arange(1, 13, dtype=np.uint8)))
+    assert len(open_images(str(tmp_path)).classes) == 13
 
 
 def test_torn_or_missing_idx_files_are_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from largebatch.vision.sources import ImageSets, PixelImages
 
 _PARTS = ("train", "t10k")
 _UINT8 = 8
+_DIGITS = 10
 _MOST_BYTES = 8 * 2**30
 
 
@@ -33,11 +34,11 @@ def read_idx_folder(folder: Path) -> ImageSets:
     """Read the four files of a folder.
 
     Raises:
-        InputError: one is missing, torn, or of another form; images and labels differ in number.
+        InputError: one is missing, torn, or of another form; images and labels differ in number; there are more
+            than ten classes, and one of them has no image.
     """
     training, held_out = (_part(folder, name) for name in _PARTS)
-    count = int(training.labels.max(initial=0)) + 1
-    return ImageSets(training, held_out, [str(label) for label in range(max(count, 10))])
+    return ImageSets(training, held_out, [str(label) for label in range(_classes(training))])
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -71,6 +72,17 @@ def _part(folder: Path, name: str) -> PixelImages:
     if len(pixels) != len(numbers):
         raise InputError(f"{images} has {len(pixels):,} images, but {labels.name} {len(numbers):,} labels")
     return PixelImages(str(images), pixels[..., None], numbers.astype(np.int64))
+
+
+def _classes(training: PixelImages) -> int:
+    """Return ten, or more where the labels say so; EMNIST's letters begin at 1, but a gap above is a wrong label."""
+    present = np.bincount(training.labels, minlength=_DIGITS) > 0
+    if len(present) > _DIGITS and not present[1:].all():
+        raise InputError(
+            f"{training.origin} has images of the label {len(present) - 1}, but none of {1 + present[1:].argmin()}: "
+            "allowed are 0 to 9, or more without a gap"
+        )
+    return len(present)
 
 
 def _wanted(folder: Path, name: str, kind: str, dimensions: int) -> Path:
