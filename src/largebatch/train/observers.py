@@ -79,7 +79,7 @@ class Display:
         self._bar: Progress | None = None
         self._task: Any = None
         self._steps = 0
-        self._first_step = 0
+        self._first_step = 0  # of the stage, whose pace tells how long the rest takes
         self._began = self._last_line = time.monotonic()
 
     def start(self, first_step: int, steps: int) -> None:
@@ -107,6 +107,7 @@ class Display:
             metrics = "  ".join(f"{name} {value:.4g}" for name, value in fields["metrics"].items())
             self.say(f"step {fields['step']}  held-out loss {fields['loss']:.4f}  {metrics}")
         elif kind == "stage":
+            self._first_step, self._began = fields["step"], time.monotonic()
             self.say(f"stage {fields['stage']} begins after step {fields['step']}, moments {fields['moments']}")
         elif kind == "skip":
             self.say(f"step {fields['step']} skipped: {fields['tensor']} is not finite ({fields['in_a_row']} in a row)")
