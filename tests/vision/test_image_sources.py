@@ -182,7 +182,7 @@ def _change(path: Path, content: bytes) -> None:
         ("train-labels-idx1-ubyte.gz", idx_bytes(np.zeros(11, np.uint8)), "12 images, but .* 11 labels"),
         ("train-images-idx3-ubyte.gz", idx_bytes(np.zeros((12, 8, 8), np.uint8)), "images of the form"),
         ("train-images-idx3-ubyte.gz", b"\x00\x00\x08\x03" + b"\xff" * 12, "it has"),
-        ("train-labels-idx1-ubyte.gz", idx_bytes(np.full(12, 12, np.uint8)), "the label 12, but none of 1: allowed are"),
+        ("train-labels-idx1-ubyte.gz", idx_bytes(np.full(12, 12, np.uint8)), "the label 12, but none of 1: allowed"),
         ("t10k-labels-idx1-ubyte.gz", idx_bytes(np.full(6, 77, np.uint8)), "has the label 77, allowed is 0 to 9"),
     ],
 )
