@@ -53,13 +53,17 @@ def test_class_folders(tmp_path: Path) -> None:
     assert len(sets.held_out) == 6
 
 
-@pytest.mark.parametrize("form", ["one tar", "a tar for each class", "shards", "deeper"])
+@pytest.mark.parametrize("form", ["one tar", "a tar for each split", "a tar for each class", "shards", "deeper"])
 def test_other_forms_hold_the_same(tmp_path: Path, form: str) -> None:
     plain = open_images(str(write_folders(tmp_path / "plain")))
     members, other = _members(tmp_path / "plain"), tmp_path / "other"
     source = other
     if form == "one tar":
         source = write_tar(tmp_path / "pictures.tar", members)
+    elif form == "a tar for each split":
+        for split in ("train", "val"):
+            inside = {key: value for key, value in members.items() if key.startswith(split)}
+            write_tar(other / f"pictures-{split}.tar", inside)
     elif form == "a tar for each class":
         for split in ("train", "val"):
             for name in ("cat", "dog"):

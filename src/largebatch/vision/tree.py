@@ -4,6 +4,7 @@
     train/n01440764/images/x.JPEG       the same, deeper (Tiny ImageNet)
     train/n01440764.tar: x.JPEG         a tar for each class (ImageNet as it comes)
     images.tar: train/n01440764/x.JPEG  all in one tar
+    cifar-train.tar: train/cat/x.jpg    one for each split
     train-0003.tar: 000017.jpg, .cls    shards (WebDataset), the number of the class in a file beside the image
 
 In a path, a tar's name without its ending is one folder more. The first folder with "train", "val", "valid",
@@ -190,7 +191,10 @@ def _read_off(parts: tuple[str, ...]) -> tuple[str | None, str | None]:
     for place, part in enumerate(parts[:-1]):
         split = _split_of(part)
         if split is not None:
-            return split, parts[place + 1] if place + 2 < len(parts) else None
+            folders = parts[place + 1 : -1]
+            if len(folders) > 1 and folders[0] == split:  # test.tar that holds test/CLASS/x.jpg
+                folders = folders[1:]
+            return split, folders[0] if folders else None
     return None, None
 
 
