@@ -28,6 +28,7 @@ from certificate import write_result
 from largebatch.train.data_order import DataOrder
 from largebatch.train.step_data import MicrobatchDataset, steps_from
 from largebatch.vision.classification import ImageClassification
+from largebatch.vision.classifier import scale_and_shift, standardised
 from largebatch.vision.sources import EncodedImages, Images
 from turns import summed_up
 
@@ -103,9 +104,9 @@ def ours(task: ImageClassification, options: Options) -> Iterator[int]:
     data = task.dataset(STAGE, 0)
     order = DataOrder(seed=0, stage=0, dataset_samples=len(data), global_batch_samples=options.batch)
     batches = MicrobatchDataset(task, data, order, options.batch, 0, 1)
-    means, stds = 255 * torch.tensor(MEANS), 255 * torch.tensor(STDS)
+    scale, shift = scale_and_shift(MEANS, STDS)
     for (micro,) in steps_from(batches, 0, options.batches, options.workers):
-        standard = ((micro.batch["pixels"] - means) / stds).permute(0, 3, 1, 2)
+        standard = standardised(micro.batch["pixels"], scale, shift).permute(0, 3, 1, 2)
         yield len(standard)
 
 

@@ -111,7 +111,9 @@ def test_half_are_mirrored_and_shifts_are_even() -> None:
 
 def test_resized_crops_are_as_they_are_said_to_be() -> None:
     width, height = 400, 300
-    boxes = np.array([augmentation.resized_crop(key, width, height, 0.08) for key in _keys(4000)])
+    boxes = np.array(
+        [augmentation.resized_crop(draws, 400, 300, 0.08) for draws in augmentation.crop_draws(_keys(4000))]
+    )
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes.min() >= 0
     assert boxes[:, 2].max() <= width
@@ -131,7 +133,7 @@ def test_resized_crops_are_as_they_are_said_to_be() -> None:
 
 
 def test_an_odd_image_is_shown_in_its_middle() -> None:
-    assert augmentation.resized_crop(_keys(1)[0], 1000, 10, 0.9) == (493, 0, 506, 10)
+    assert augmentation.resized_crop(augmentation.crop_draws(_keys(1))[0], 1000, 10, 0.9) == (493, 0, 506, 10)
     assert augmentation.middle_square(40, 20, 1.0) == (10, 0, 30, 20)
     left, upper, right, lower = augmentation.middle_square(256, 256, 0.875)
     assert (left, upper, right, lower) == (16, 16, 240, 240)

@@ -68,19 +68,21 @@ def holes(keys: Keys, size: int, cutout: int) -> Integers:
     return counter_random.integers(keys[:, None], _HOLE + np.arange(2), size - cutout + 1)
 
 
-def resized_crop(key: np.uint64, width: int, height: int, least_area: float) -> Box:
+def crop_draws(keys: Keys) -> list[list[list[float]]]:
+    """Return the draws of each random resized crop, [N, tries, 4]: for its area, ratio, column and row, from [0, 1)."""
+    return counter_random.uniform(keys[:, None, None], _CROP + np.arange(4 * _TRIES).reshape(_TRIES, 4)).tolist()
+
+
+def resized_crop(draws: list[list[float]], width: int, height: int, least_area: float) -> Box:
     """Return the part of an image that a random resized crop shows, in whole pixels."""
-    draws = counter_random.uniform(np.full((_TRIES, 1), key), _CROP + 4 * np.arange(_TRIES)[:, None] + np.arange(4))
-    areas = (least_area + (1 - least_area) * draws[:, 0]) * (width * height)
-    ratios = np.exp(_RATIOS[0] + (_RATIOS[1] - _RATIOS[0]) * draws[:, 1])
-    widths, heights = np.rint(np.sqrt(areas * ratios)).astype(int), np.rint(np.sqrt(areas / ratios)).astype(int)
-    fits = np.flatnonzero((widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height))
-    if not len(fits):
-        return largest_middle(width, height)
-    one = int(fits[0])
-    w, h = int(widths[one]), int(heights[one])
-    left, upper = int(draws[one, 2] * (width - w + 1)), int(draws[one, 3] * (height - h + 1))
-    return left, upper, left + w, upper + h
+    for for_area, for_ratio, for_left, for_upper in draws:
+        area = (least_area + (1 - least_area) * for_area) * (width * height)
+        ratio = math.exp(_RATIOS[0] + (_RATIOS[1] - _RATIOS[0]) * for_ratio)
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 1 <= w <= width and 1 <= h <= height:
+            left, upper = int(for_left * (width - w + 1)), int(for_upper * (height - h + 1))
+            return left, upper, left + w, upper + h
+    return largest_middle(width, height)
 
 
 def largest_middle(width: int, height: int) -> Box:

@@ -8,11 +8,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def scale_and_shift(means: Sequence[float], stds: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return what bytes are multiplied by and what is added, for each channel, of means and deviations in brightness."""
+    stds32 = torch.tensor(stds)
+    return 1 / (255 * stds32), -torch.tensor(means) / stds32
+
+
+def standardised(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return pixels * scale + shift in float32, [N, height, width, channels], in two passes over whole rows."""
+    width = pixels.shape[2]
+    rows = pixels.flatten(2).to(scale.dtype)
+    return torch.addcmul(shift.repeat(width), rows, scale.repeat(width)).view(pixels.shape)
+
+
 class Classifier(nn.Module):
     """Takes images as they are stored, uint8 [N, height, width, channels], and returns sums over them."""
 
-    means: Tensor
-    stds: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, network: Any, means: Sequence[float], stds: Sequence[float], *, channels_last: bool) -> None:
         """Wrap a network that has ``logits`` in its output.
@@ -27,8 +40,9 @@ class Classifier(nn.Module):
         layout: Any = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=layout)
         self._layout = layout
-        self.register_buffer("means", 255 * torch.tensor(means), persistent=False)
-        self.register_buffer("stds", 255 * torch.tensor(stds), persistent=False)
+        scale, shift = scale_and_shift(means, stds)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, pixels: Tensor, labels: Tensor, readable: Tensor, smoothing: float, measure: bool = False) -> Any:
         """Return sums over the readable images, float32 also under autocast.
@@ -43,7 +57,7 @@ class Classifier(nn.Module):
         Returns:
             "class": the sum of the cross-entropies, in nats; with ``measure`` "top1" and "top5" too.
         """
-        standard = (pixels - self.means) / self.stds
+        standard = standardised(pixels, self.scale, self.shift)
         images = standard.permute(0, 3, 1, 2).contiguous(memory_format=self._layout)
         logits = self.network(images).logits.float()
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)

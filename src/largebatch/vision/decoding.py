@@ -62,7 +62,8 @@ def resized(image: Any, box: Box, size: int) -> Pixels:
             if factor > 1:
                 image.draft("RGB", (width // factor, height // factor))
             scales = image.width / width, image.height / height
-            rgb = image.convert("RGB")
+            image.load()
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
         scaled = (left * scales[0], upper * scales[1], right * scales[0], lower * scales[1])
         return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=scaled))
     except (OSError, ValueError, SyntaxError, MemoryError) as error:
