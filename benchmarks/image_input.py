@@ -45,7 +45,7 @@ class Options:
     crop: Literal["resized", "padded"] = "resized"
     """Random resized crops of files, or shifts by up to 4 pixels of images in memory."""
     image_size: int = 96
-    """Side of a resized crop."""
+    """Side of a resized crop, or of images in memory."""
     batch: int = 256
     """Images in a batch."""
     batches: int = 20

@@ -5,7 +5,7 @@ images in PyTorch's layout, microbatches accumulated, torch's SGD with momentum.
 starts; ours are read and standardised while it runs. In turns, in one process.
 
     python benchmarks/image_step.py --network resnet50 --data ../imagenette --image-size 96
-    python benchmarks/image_step.py --network resnet9 --data ../cifar-10-batches-py
+    python benchmarks/image_step.py --network resnet9 --data ../cifar10 --image-size 32
 
 writes benchmarks/results/image_step-NETWORK.json.
 """

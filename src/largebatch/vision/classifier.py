@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def scale_and_shift(means: Sequence[float], stds: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return what bytes are multiplied by and what is added, for each channel, of means and deviations in brightness."""
+    """Return by what the bytes of each channel are multiplied and what is added, of its mean and standard deviation."""
     stds32 = torch.tensor(stds)
     return 1 / (255 * stds32), -torch.tensor(means) / stds32
 
@@ -18,7 +18,7 @@ def standardised(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Return pixels * scale + shift in float32, [N, height, width, channels], in two passes over whole rows."""
     width = pixels.shape[2]
     rows = pixels.flatten(2).to(scale.dtype)
-    return torch.addcmul(shift.repeat(width), rows, scale.repeat(width)).view(pixels.shape)
+    return torch.addcmul(shift.repeat(width), rows, scale.repeat(width), out=rows).view(pixels.shape)
 
 
 class Classifier(nn.Module):
