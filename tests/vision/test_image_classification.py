@@ -147,6 +147,21 @@ def test_the_other_networks_have_their_sizes(tmp_path: Path) -> None:
     assert 6.5e6 < sum(p.numel() for p in cifar.parameters()) < 6.6e6
 
 
+def test_lenet_is_that_of_the_textbook(tmp_path: Path) -> None:
+    """There the rectifier stands before the maximum, which gives the same numbers and gradients for more work."""
+    network: Any = digits(data=str(write_idx(tmp_path, size=28))).build_model(0).network
+    images = torch.randn(7, 1, 28, 28)
+    hidden = images
+    for convolution in (network.conv1, network.conv2):
+        hidden = torch.nn.functional.max_pool2d(convolution(hidden).relu(), 2)
+    wanted = network.classifier(network.fc2(network.fc1(hidden.flatten(1)).relu()).relu())
+    found = network(images).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    parameters = list(network.parameters())
+    gradients = [torch.autograd.grad(logits.square().sum(), parameters) for logits in (found, wanted)]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("network", ["lenet", "resnet9", "resnet50"])
 def test_weights_depend_on_the_seed_alone(folders: Path, network: Any) -> None:
     task = small(folders, network=network, image_size=32)

@@ -63,8 +63,8 @@ class LeNet(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
         """Return the logits."""
-        x = F.max_pool2d(F.relu(self.conv1(pixel_values)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2).flatten(1)
+        x = F.relu(F.max_pool2d(self.conv1(pixel_values), 2))  # as the maximum of rectified ones, of a quarter of them
+        x = F.relu(F.max_pool2d(self.conv2(x), 2)).flatten(1)
         x = F.relu(self.fc2(F.relu(self.fc1(x))))
         return ImageClassifierOutput(logits=self.classifier(x))
 
@@ -80,15 +80,15 @@ class ResNet9Config(PretrainedConfig):
 
 
 class _Block(nn.Sequential):
-    """Convolution of 3 x 3, batch norm, rectifier, and pooling if asked for."""
+    """Convolution of 3 x 3, batch norm, pooling if asked for, and rectifier, which may as well follow a maximum."""
 
     def __init__(self, channels: int, filters: int, pool: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, filters, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(filters)
-        self.relu = nn.ReLU(inplace=True)
         if pool:
             self.pool = nn.MaxPool2d(2)
+        self.relu = nn.ReLU(inplace=True)
 
 
 class _Residual(nn.Module):
