@@ -153,7 +153,7 @@ def test_lenet_is_that_of_the_textbook(tmp_path: Path) -> None:
     images = torch.randn(7, 1, 28, 28)
     hidden = images
     for convolution in (network.conv1, network.conv2):
-        hidden = torch.nn.functional.max_pool2d(convolution(hidden).relu(), 2)
+        hidden = F.max_pool2d(convolution(hidden).relu(), 2)
     wanted = network.classifier(network.fc2(network.fc1(hidden.flatten(1)).relu()).relu())
     found = network(images).logits
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
