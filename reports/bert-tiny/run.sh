@@ -22,7 +22,7 @@ one() { # NETWORK/seed-N
   batch-32/*) train "$out/$1" bert-tiny --batch 32 --last-batch 32 --corpus "$out/corpus" --seed "$seed" ;;
   esac
   train "$out/squad/$1" squad --train "$squad/train-v1.1.json.xz" --dev "$squad/dev-v1.1.json.xz" \
-    --init-from "$out/$1/model" --epochs 1 --lr 1e-3 --stride 90 --dropout 0 --attention-dropout 0 \
+    --init-from "$out/$1/model" --epochs 2 --lr 1e-3 --stride 90 --dropout 0 --attention-dropout 0 \
     --evaluate-every-steps 0 --seed "$seed"
 }
 export -f train one
