@@ -19,8 +19,8 @@ from largebatch.errors import InputError, check_at_least
 from largebatch.recipes.squad import squad
 from largebatch.text.shards import MANIFEST, read_manifest
 from largebatch.train.precision import chosen_precision
-from largebatch.train.run import Run, changed_fields
-from largebatch.train.run_record import Origin, fingerprint, read_run_record
+from largebatch.train.run import Run
+from largebatch.train.run_record import Origin, changed_options, fingerprint, read_run_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +173,7 @@ def check_alike(folder: Path, run: Run[Any, Any], device: torch.device) -> None:
     """Raise InputError unless a finished fine-tuning is the one that would be run now, wherever its model lay."""
     run = replace(run, precision=chosen_precision(run.precision, device))
     recorded = read_run_record(folder)
-    changed = changed_fields(recorded["run"], run.as_dict())
-    changed = [field for field in changed if not field.startswith("task.init_from ")]
+    changed = [field for field in changed_options(recorded, run) if not field.startswith("task.init_from ")]
     if not changed and recorded.get("data") != fingerprint(run):
         changed = ["set of questions"]
     if changed:

@@ -20,6 +20,7 @@ from largebatch.train.run import Run, changed_fields
 
 FORMAT_VERSION = 1
 PARTIAL = "run.json.partial"
+_DATA_PLACES = {"task.corpus", "task.data", "task.train", "task.dev"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +60,23 @@ def claim_folder(folder: Path, run: Run[Any, Any], resume: bool) -> None:
         raise InputError(
             f"the run in {folder} cannot go on with other data: what it read has been prepared anew with another result"
         )
-    changed = changed_fields(recorded["run"], run.as_dict())
+    changed = changed_options(recorded, run)
     if changed:
         raise InputError(
             f"the run in {folder} cannot go on with another {changed[0]}: "
-            "only ranks, microbatch, workers and device may change at a resume"
+            "only ranks, microbatch, workers, device and where the data lies may change at a resume"
         )
+
+
+def changed_options(recorded: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
+    """Name the fields in which a run differs from a record and may not, with both values.
+
+    Data that is identified by what it holds may lie elsewhere than it did.
+    """
+    changed = changed_fields(recorded["run"], run.as_dict())
+    if recorded.get("data") is None:
+        return changed
+    return [field for field in changed if field.split()[0] not in _DATA_PLACES]
 
 
 def fingerprint(run: Run[Any, Any]) -> str | None:
