@@ -180,7 +180,8 @@ def _train(arguments: Sequence[str]) -> int:
     from largebatch.report.run_page import write_report
     from largebatch.train.distributed import join_world
     from largebatch.train.dry_run import describe
-    from largebatch.train.loop import Diverged, Outcome, Training
+    from largebatch.train.finite import Diverged
+    from largebatch.train.loop import Outcome, Training
     from largebatch.train.observers import Display, TensorBoard
     from largebatch.train.run import Run
     from largebatch.train.run_record import Origin

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from largebatch.errors import InputError
 from largebatch.train.distributed import World
-from largebatch.train.finite import first_bad_tensor
+from largebatch.train.finite import Diverged, first_bad_tensor
 from largebatch.train.ledger import read_ledger
-from largebatch.train.loop import Diverged, Outcome, Training
+from largebatch.train.loop import Outcome, Training
 from largebatch.train.microbatch import largest_microbatch
 from largebatch.train.precision import best_precision
 from largebatch.train.run import Run
@@ -165,6 +165,22 @@ def test_too_many_in_a_row_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="5 steps in a row were not finite, first loss value"):
         training(_poisoned(in_a_row=5), tmp_path / "run").train(resume=False)
     assert len(lines(tmp_path / "run")) == 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blown(ToyTask):
+    """Its weights overflow at the end alone, where no further step would notice."""
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {name: value * float("nan") for name, value in super().evaluate(model, batch).items()}
+
+
+def test_a_run_whose_evaluation_is_not_finite_is_not_done(tmp_path: Path) -> None:
+    run = toy()
+    trained = training(replace(run, task=Blown(**vars(run.task))), tmp_path / "run")
+    with pytest.raises(Diverged, match="the held-out loss is nan"):
+        trained.train(resume=False)
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_a_bad_weight_and_a_bad_gradient_are_named() -> None:

@@ -29,7 +29,9 @@ def test_a_run_that_cannot_be_is_refused(changes: dict[str, Any], said: str) -> 
     ("changes", "said"),
     [
         ({"global_batch_samples": 0}, "global_batch_samples is 0"),
+        ({"global_batch_samples": 10**20}, "allowed is 1 to 134217728"),
         ({"steps": 0}, "steps is 0"),
+        ({"steps": 10**30}, "steps is 1000000000000000000000000000000, allowed is 1 to"),
         ({"peak_lr": float("nan")}, "peak_lr is nan"),
         ({"peak_lr": -1.0}, "peak_lr is -1.0"),
     ],

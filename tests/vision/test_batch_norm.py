@@ -150,7 +150,9 @@ def _rank(rank: int, folder: str, kind: str) -> None:
     if kind == "groups":
         x = torch.cat([part for n, part in enumerate(_inputs(16).split(4)) if n % 2 == rank])
     x = x.clone().requires_grad_()
-    idle = kind == "idle" and rank == 1
+    if kind == "idle with one value":
+        x = x[:1, :, :1, :1]
+    idle = kind.startswith("idle") and rank == 1
     with left_out(norm) if idle else nullcontext():
         out = norm(x)
     grads = torch.autograd.grad(out.sin().sum() * (0 if idle else 1), [x, *norm.parameters()])
@@ -179,6 +181,12 @@ def test_synchronised_ranks_norm_together(tmp_path: Path) -> None:
     for rank in (first, second):
         torch.testing.assert_close(rank["mean"], norm.running_mean)
         torch.testing.assert_close(rank["var"], norm.running_var)
+
+
+def test_one_value_of_all_ranks_is_its_own_mean(tmp_path: Path) -> None:
+    for rank in _ranks(tmp_path, "idle with one value"):
+        torch.testing.assert_close(rank["mean"], 0.1 * _inputs()[0, :, 0, 0])
+        torch.testing.assert_close(rank["var"], torch.full((3,), 0.9))
 
 
 def test_a_rank_without_a_share_leaves_the_others_alone(tmp_path: Path) -> None:

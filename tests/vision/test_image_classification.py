@@ -121,6 +121,15 @@ def test_top_1_and_top_5_and_ties() -> None:
     assert loss == pytest.approx(found["class"] / 4)
     assert metrics == {"top1_accuracy": 0.25, "top5_accuracy": 0.5, "commonest_class_accuracy": 0.25}
     assert replace(task, corrupt="skip").summarise(found)[1]["unreadable"] == 1
+    with pytest.raises(InputError, match="none of the held-out images can be decoded"):
+        task.summarise(dict.fromkeys(found, 0.0))
+
+
+@pytest.mark.parametrize("logits", [[math.nan] * 8, [math.nan, *[0.0] * 7], [0.0] * 7 + [math.nan]])
+def test_a_network_that_has_diverged_is_right_about_nothing(logits: list[float]) -> None:
+    model = Classifier(_Fixed([logits] * 4), (0.5,) * 3, (0.25,) * 3, channels_last=True)
+    sums = ImageClassification(data="digits").evaluate(model, _batch([0, 1, 6, 7], [True] * 4))
+    assert float(sums["top1"]) == 0
 
 
 # Networks.
@@ -221,7 +230,10 @@ def test_the_exported_processor_makes_images_ready_alike(folders: Path, tmp_path
         ({"synchronised_norm": True}, "with synchronised_norm it must be None"),
         ({"cutout": 17}, "cutout is 17, the images have 16 pixels"),
         ({"channel_means": (0.5,)}, "have 3 channels"),
-        ({"channel_stds": (0.5, 0.0, 1.0)}, "allowed is more than 0"),
+        ({"channel_stds": (0.5, 0.0, 1.0)}, "allowed is 0.001 to 1"),
+        ({"channel_stds": (0.5, 0.5, math.inf)}, "allowed is 0.001 to 1"),
+        ({"channel_means": (0.5, math.nan, 0.5)}, "allowed is 0 to 1"),
+        ({"width": 1_000_000}, "width is 1000000, allowed is 4096 or less"),
         ({"crop": "padded"}, "24 x 20 pixels, image_size is 16"),
         ({"data": "nowhere"}, "there are no images at nowhere"),
     ],

@@ -89,7 +89,8 @@ def test_a_torn_image_ends_the_run_in_a_sentence(data: str, tmp_path: Path) -> N
         (line,) = [line for line in done.stderr.splitlines() if "cannot be decoded" in line]
         assert "train/dog/3.JPEG" in line
         assert "--corrupt skip" in line
-    skipped = run(tmp_path / "skip", "--data", str(folder), "--corrupt", "skip", "--workers", "2", recipe=RECIPE)
+    words = ("--data", str(folder), "--corrupt", "skip", "--workers", "2", "--resume")
+    skipped = run(tmp_path / "run-2", *words, recipe=RECIPE)
     assert skipped.returncode == 0, skipped.stderr
     assert "left out" in skipped.stderr
     assert "train/dog/3.JPEG" in skipped.stderr

@@ -4,7 +4,9 @@ import gzip
 import io
 import os
 import pickle
+import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from image_files import cifar_batches, idx_bytes, picture, write_folders, write_
 from PIL import Image
 
 from largebatch.errors import InputError
+from largebatch.vision.hub import Rows
 from largebatch.vision.images import open_images as cached
 from largebatch.vision.sources import EncodedImages, ImageSets, PixelImages, Texts
 
@@ -117,6 +120,13 @@ def test_numbers_of_classes_stand_in_their_order(tmp_path: Path) -> None:
     assert list(open_images(str(tmp_path)).classes) == ["2", "10"]
 
 
+def test_names_that_are_the_same_number_have_one_order(tmp_path: Path) -> None:
+    for split, name in product(("train", "val"), ("1", "01", "001", "2")):
+        (tmp_path / split / name).mkdir(parents=True)
+        (tmp_path / split / name / "x.jpg").write_bytes(picture())
+    assert list(open_images(str(tmp_path)).classes) == ["001", "01", "1", "2"]
+
+
 def test_bad_folders_are_refused(tmp_path: Path) -> None:
     _refused(tmp_path / "nowhere", "there are no images at")
     (tmp_path / "empty").mkdir()
@@ -134,6 +144,16 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     two = write_folders(tmp_path / "two")
     (two / "val" / "dog").rename(two / "val" / "wolf")
     _refused(two, "val has the class 'wolf', which train has not")
+    deep = write_folders(tmp_path / "deep" / "set")
+    (deep / "train" / "bird" / "images").mkdir(parents=True)
+    _refused(tmp_path / "deep", "the class .*bird.* has no images")
+    loop = write_folders(tmp_path / "loop")
+    (loop / "train" / "dog" / "again").symlink_to("..")
+    _refused(loop, "again is a link to a folder that it lies in")
+    alone = write_folders(tmp_path / "alone")
+    for split in ("train", "val"):
+        shutil.rmtree(alone / split / "dog")
+    _refused(alone, "has the class 'cat' alone, wanted are two or more")
     three = write_folders(tmp_path / "three")
     (three / "train" / "loose.png").write_bytes(picture(kind="PNG"))
     _refused(three, "loose.png lies in no folder of a class")
@@ -308,6 +328,8 @@ def test_parquet_of_the_hub(tmp_path: Path, named: bool, monkeypatch: pytest.Mon
     assert _contents(sets.training) == sorted(zip([0, 1, 1, 0], map(picture, range(4)), strict=True))
     assert isinstance(sets.held_out, EncodedImages)
     assert pickle.loads(pickle.dumps(sets.held_out)).read(1) == picture(101)
+    with pytest.raises(OSError, match="there is none"):
+        Rows([{"image": None}], "image")(0)
 
 
 def test_other_data_sets_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

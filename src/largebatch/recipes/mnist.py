@@ -24,12 +24,13 @@ def mnist(
     ``--data`` is a folder with the four idx files; Fashion-MNIST's do too. Linear decay. Source: arXiv 1904.00962,
     appendix, batch 60,000, best of each one's grid: momentum .9244, LARS .9727, LAMB .9887. Status: not yet run.
     """
-    task = _task(data, means=(0.1307,), stds=(0.3081,))
+    task = _task(data, means=(0.1307,), stds=(0.3081,), size=28)
     run = _run(task, batch, epochs, optimizer, lr, warmup_share)
     return replace(run, checkpoint_every_steps=max(run.steps // 10, 1))
 
 
 def digits(
+    data: str = DIGITS,
     batch: int = 1438,
     epochs: float = 35.0,
     optimizer: OptimizerName = "lamb",
@@ -40,13 +41,14 @@ def digits(
 
     Status: run with all six optimizers, reports/digits/README.md.
     """
-    return _run(_task(DIGITS, means=(0.3055,), stds=(0.3754,)), batch, epochs, optimizer, lr, warmup_share)
+    return _run(_task(data, means=(0.3055,), stds=(0.3754,), size=8), batch, epochs, optimizer, lr, warmup_share)
 
 
-def _task(data: str, means: tuple[float, ...], stds: tuple[float, ...]) -> ImageClassification:
+def _task(data: str, means: tuple[float, ...], stds: tuple[float, ...], size: int) -> ImageClassification:
     return ImageClassification(
         data=data,
         network="lenet",
+        image_size=size,
         crop="none",
         flip=False,
         channel_means=means,

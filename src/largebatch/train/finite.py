@@ -7,6 +7,10 @@ import torch
 from torch import nn
 
 
+class Diverged(RuntimeError):
+    """Training or an evaluation stopped being finite."""
+
+
 def first_bad_tensor(model: nn.Module, losses: Mapping[str, float]) -> str:
     """Name the first tensor that is not finite, in the order of a step: parameters, terms of the loss, gradients.
 

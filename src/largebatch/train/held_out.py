@@ -1,5 +1,6 @@
 """Evaluation on held-out data: sums over all of it, each sample once, whatever the number of ranks."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from largebatch.train.distributed import World
+from largebatch.train.finite import Diverged
 from largebatch.train.run import Stage
 from largebatch.train.step_data import LoadedMicrobatch, load, moved, read
 from largebatch.train.task import SampleId, Task, TaskDataset
@@ -52,7 +54,11 @@ class HeldOut:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, number: int, stage: Stage) -> tuple[float, Mapping[str, float]]:
-        """Return the loss and the metrics of a model; all ranks call this together and get the same."""
+        """Return the loss and the metrics of a model; all ranks call this together and get the same.
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
         if number != self._stage:
             self._stage, self._parts = number, self._of_stage(stage)
         self._world.share_buffers(model)
@@ -66,6 +72,8 @@ class HeldOut:
         names = sorted(sums)
         totals = self._world.sum(torch.stack([sums[name] for name in names]).tolist())
         loss, metrics = self._task.summarise(dict(zip(names, totals, strict=True)))
+        if not math.isfinite(loss):
+            raise Diverged(f"stopped: the held-out loss is {loss}; a lower learning rate or a longer warm-up may help")
         return loss, dict(metrics)
 
     def _loaded(self) -> Iterable[LoadedMicrobatch]:

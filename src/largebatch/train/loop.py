@@ -31,7 +31,7 @@ from largebatch.train import checkpoint
 from largebatch.train.checkpoint import Progress
 from largebatch.train.data_order import DataOrder, check_batch
 from largebatch.train.distributed import World, no_exchange
-from largebatch.train.finite import first_bad_tensor
+from largebatch.train.finite import Diverged, first_bad_tensor
 from largebatch.train.held_out import HeldOut
 from largebatch.train.ledger import Ledger
 from largebatch.train.microbatch import Memory, activation_budget, check_multiple, largest_microbatch, measure
@@ -52,10 +52,6 @@ STOPPED_FILE = "stopped.json"
 """Lies in the run's folder from a stop that was asked for until the run goes on."""
 
 
-class Diverged(RuntimeError):
-    """The loss or the gradient was not finite for several steps in a row."""
-
-
 class Outcome(Enum):
     """How a training process ended."""
 
@@ -73,6 +69,7 @@ class Training:
         self.run, self.folder, self.world, self.origin = run, folder, world, origin
         self.observers = list(observers) if world.first else []
         self.task: Task = run.task
+        self._multiple: int = getattr(self.task, "microbatch_multiple", 1)
         world.first_rank_does(self._check)
         torch.use_deterministic_algorithms(run.deterministic)
         self.model = self.task.build_model(run.seed).to(world.device)
@@ -95,6 +92,8 @@ class Training:
         self.task.check(self.run.stages)
         for stage in self.run.stages:
             check_batch(stage.global_batch_samples, self.world.ranks)
+            if self.run.microbatch != "auto":
+                check_multiple(self.run.microbatch, self._multiple, stage.global_batch_samples)
 
     def train(self, resume: bool) -> Outcome:
         """Run from the beginning or the newest checkpoint to the end, or to a wish to stop."""
@@ -239,16 +238,15 @@ class Training:
     def microbatch(self, stage: Stage, dataset: TaskDataset, order: DataOrder) -> int:
         """Return the samples of a microbatch in a stage; the memory is measured only where the run leaves it open."""
         limit = -(-stage.global_batch_samples // self.world.ranks)
-        multiple = getattr(self.task, "microbatch_multiple", 1)
         if self.run.microbatch != "auto":
-            check_multiple(self.run.microbatch, multiple, stage.global_batch_samples)
             if self.run.microbatch > limit and self.world.ranks > 1:
                 self._say(
                     f"microbatch {self.run.microbatch} leaves ranks idle in stage {stage.name}, {limit} would not"
                 )
             return min(self.run.microbatch, stage.global_batch_samples)
         memory = self.memory(dataset, order)
-        return largest_microbatch(memory, activation_budget(memory, self.world.device), limit, multiple)
+        most = largest_microbatch(memory, activation_budget(memory, self.world.device), limit, self._multiple)
+        return min(most, stage.global_batch_samples)
 
     # One step.
 

@@ -19,8 +19,10 @@ from largebatch.schedules import Schedule
 TaskT = TypeVar("TaskT")
 OptimizerT = TypeVar("OptimizerT")
 
-CHANGEABLE_AT_RESUME = ("microbatch", "workers", "device")
-"""Fields of a run that do not change what is computed, only where and in which portions."""
+CHANGEABLE_AT_RESUME = ("microbatch", "workers", "device", "task.corrupt")
+"""Fields of a run that do not change what is computed, only where, in which portions, and what ends the run."""
+
+_MOST_SAMPLES, _MOST_STEPS = 2**27, 2**40
 
 
 class OptimizerChoice(Protocol):
@@ -60,12 +62,9 @@ class Stage:
     reset_moments: bool = False
 
     def __post_init__(self) -> None:
-        if self.global_batch_samples < 1:
-            raise InputError(
-                f"stage {self.name!r}: global_batch_samples is {self.global_batch_samples}, allowed is 1 or more"
-            )
-        if self.steps < 1:
-            raise InputError(f"stage {self.name!r}: steps is {self.steps}, allowed is 1 or more")
+        for name, most in (("global_batch_samples", _MOST_SAMPLES), ("steps", _MOST_STEPS)):
+            if not 1 <= (value := getattr(self, name)) <= most:
+                raise InputError(f"stage {self.name!r}: {name} is {value}, allowed is 1 to {most}")
         if not 0 <= self.peak_lr < float("inf"):
             raise InputError(f"stage {self.name!r}: peak_lr is {self.peak_lr}, allowed is a finite number from 0 up")
 

@@ -64,7 +64,7 @@ def claim_folder(folder: Path, run: Run[Any, Any], resume: bool) -> None:
     if changed:
         raise InputError(
             f"the run in {folder} cannot go on with another {changed[0]}: "
-            "only ranks, microbatch, workers, device and where the data lies may change at a resume"
+            "only ranks, microbatch, workers, device, corrupt and where the data lies may change at a resume"
         )
 
 

@@ -77,7 +77,7 @@ class BatchNorm(nn.BatchNorm2d):
         squares = _sum_over_ranks(count * (var + (mean - means) ** 2))
         scale = torch.rsqrt(squares / total + self.eps) * self.weight
         out = (x32 - means[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
-        self._gather(means.detach(), (squares / (total - 1)).detach(), len(x))
+        self._gather(means.detach(), (squares / (total - 1).clamp(min=1)).detach(), len(x))
         return out.to(x.dtype)
 
     def _gather(self, mean: Tensor, var: Tensor, samples: int) -> None:

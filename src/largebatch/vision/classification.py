@@ -22,13 +22,17 @@ from largebatch.vision.sources import EncodedImages, Images, ImageSets, PixelIma
 
 NetworkName = Literal["lenet", "resnet9", "resnet50"]
 
+_LEAST_STD = 1e-3
+_RESNET9_LEAST = 8  # pixels, which three poolings halve
+_MOST_FILTERS = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClassification:
     """A network trained from scratch on labelled images.
 
     Satisfies ``largebatch.train.task.Task``. Its loss has one term, "class", counted in images; an image that cannot be
-    decoded counts in none. The channel means and deviations are ImageNet's.
+    decoded counts in none. The channel means and deviations are ImageNet's where a recipe has no others.
     """
 
     data: str
@@ -80,6 +84,8 @@ class ImageClassification:
     def check(self, stages: Sequence[StageView]) -> None:
         """Raise InputError for anything in the fields, the images or the stages that cannot work."""
         check_at_least(self, width=1, image_size=1, padding=0, cutout=0, norm_group=1)
+        if self.width > _MOST_FILTERS:
+            raise InputError(f"width is {self.width}, allowed is {_MOST_FILTERS} or less")
         for name in ("least_area", "middle"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}, allowed is more than 0 and at most 1")
@@ -91,6 +97,8 @@ class ImageClassification:
             if stage.task_options:
                 raise InputError(f"stage {stage.name!r}: task_options are {dict(stage.task_options)}, allowed is none")
         self._check_pixels()
+        if self.network == "resnet9" and self._size < _RESNET9_LEAST:
+            raise InputError(f"the images have {self._size} pixels, resnet9 allows {_RESNET9_LEAST} or more")
         if self.cutout > self._size:
             raise InputError(f"cutout is {self.cutout}, the images have {self._size} pixels")
         channels = len(self.channel_means)
@@ -99,8 +107,10 @@ class ImageClassification:
                 f"channel_means and channel_stds have {channels} and {len(self.channel_stds)} numbers, the images of "
                 f"{self.data} have {self._channels} channels"
             )
-        if not all(std > 0 for std in self.channel_stds):
-            raise InputError(f"channel_stds are {self.channel_stds}, allowed is more than 0")
+        if not all(0 <= mean <= 1 for mean in self.channel_means):
+            raise InputError(f"channel_means are {self.channel_means}, allowed is 0 to 1")
+        if not all(_LEAST_STD <= std <= 1 for std in self.channel_stds):
+            raise InputError(f"channel_stds are {self.channel_stds}, allowed is {_LEAST_STD} to 1")
 
     def _check_pixels(self) -> None:
         training = self.images.training
@@ -192,14 +202,16 @@ class ImageClassification:
         highest, ``commonest_class_accuracy`` those of the class that is the commonest in training. ``unreadable``,
         where such are left out, is how many were.
         """
-        images = max(sums["images"], 1.0)
+        images = sums["images"]
+        if not images:
+            raise InputError(f"{self.images.held_out.origin}: none of the held-out images can be decoded")
         metrics = {
             "top1_accuracy": sums["top1"] / images,
             "top5_accuracy": sums["top5"] / images,
             "commonest_class_accuracy": sums["commonest"] / images,
         }
         if self.corrupt == "skip":
-            metrics["unreadable"] = sums["unreadable"]
+            metrics["unreadable"] = sums["unreadable"] + getattr(self.images.held_out, "left_out", 0)
         return sums["class"] / images, metrics
 
     def export(self, model: nn.Module, folder: Path) -> None:

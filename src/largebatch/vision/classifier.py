@@ -65,8 +65,8 @@ class Classifier(nn.Module):
         if measure:
             own = logits.gather(1, labels[:, None])
             others = torch.ones_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], False)
-            # A class that ties with another is not ahead of it: a network that says nothing is right about nothing.
-            ahead = ((logits >= own) & others).sum(dim=1)
+            # A tie is lost, and so is a comparison with NaN: a network that says nothing is right about nothing.
+            ahead = (~(logits < own) & others).sum(dim=1)
             for name, most in (("top1", 1), ("top5", 5)):
                 sums[name] = ((ahead < most) & readable).sum()
         return sums

@@ -46,4 +46,4 @@ def decoded(images: EncodedImages, size: int, *, leave_out: bool) -> PixelImages
     if not kept.all():
         _log.warning("%s: %d of %d images left out", images.origin, (~kept).sum(), len(images))
         pixels = pixels[kept]
-    return PixelImages(images.origin, pixels, images.labels[kept])
+    return PixelImages(images.origin, pixels, images.labels[kept], int((~kept).sum()))

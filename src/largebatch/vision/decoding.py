@@ -21,6 +21,10 @@ Box = tuple[float, float, float, float]
 """Left, upper, right, lower; in pixels."""
 
 
+_TORN = (OSError, ValueError, SyntaxError, RuntimeError)
+"""What Pillow raises for bytes that are no image or a torn one; RuntimeError for AVIF."""
+
+
 class Unreadable(Exception):
     """The bytes are no image, or a torn one."""
 
@@ -39,7 +43,7 @@ def opened(content: bytes) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(content))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (*_TORN, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise Unreadable(reason) from None
 
@@ -47,8 +51,8 @@ def opened(content: bytes) -> Any:
 def resized(image: Any, box: Box, size: int) -> Pixels:
     """Return a part of an image in RGB, uint8 [size, size, 3], by an antialiased bilinear filter.
 
-    Grey, palette and CMYK images become RGB. A JPEG is decoded at a half, a quarter or an eighth of its size, as its
-    format allows, where that leaves at least twice the pixels of each side that are wanted.
+    Grey (of 8 or 16 bits), palette and CMYK images become RGB. A JPEG is decoded at a half, a quarter or an eighth of
+    its size, as its format allows, where that leaves at least twice the pixels of each side that are wanted.
 
     Raises:
         Unreadable: the image is torn.
@@ -63,8 +67,12 @@ def resized(image: Any, box: Box, size: int) -> Pixels:
                 image.draft("RGB", (width // factor, height // factor))
             scales = image.width / width, image.height / height
             image.load()
+            if image.mode.startswith("I;16"):  # which Pillow would cut off at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            elif image.mode in ("I", "F"):
+                raise Unreadable(f"its pixels are numbers of 32 bits (mode {image.mode})")
             rgb = image if image.mode == "RGB" else image.convert("RGB")
         scaled = (left * scales[0], upper * scales[1], right * scales[0], lower * scales[1])
         return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=scaled))
-    except (OSError, ValueError, SyntaxError, MemoryError) as error:
+    except (*_TORN, MemoryError) as error:
         raise Unreadable(str(error)) from None

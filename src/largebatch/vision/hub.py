@@ -22,6 +22,8 @@ class Rows:
     def __call__(self, index: int) -> bytes:
         """Return the bytes of an image."""
         image = self.rows[index][self.column]
+        if image is None:
+            raise OSError("there is none")
         if image["bytes"] is not None:
             return image["bytes"]
         with open(image["path"], "rb") as file:

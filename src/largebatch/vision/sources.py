@@ -41,6 +41,8 @@ class PixelImages:
     """[N, height, width, channels]."""
     labels: Labels
     """[N], from 0."""
+    left_out: int = 0
+    """How many more there were, which cannot be decoded."""
 
     def __len__(self) -> int:
         return len(self.labels)

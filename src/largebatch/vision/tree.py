@@ -85,6 +85,8 @@ def read_tree(path: Path) -> ImageSets:
             f"{path} has images of {', '.join(sorted(found))} alone: wanted are train and one of {', '.join(_HELD_OUT)}"
         )
     classes = sorted({entry.label for entry in found[_TRAINING]}, key=_order)
+    if len(classes) < 2:
+        raise InputError(f"{path} has the class {classes[0]!r} alone, wanted are two or more")
     numbers = {label: number for number, label in enumerate(classes)}
     foreign = sorted({entry.label for entry in found[out]} - set(numbers))
     if foreign:
@@ -95,7 +97,7 @@ def read_tree(path: Path) -> ImageSets:
 
 def _order(label: str) -> tuple[int, str]:
     """Numbers, as shards have them, stand in their order."""
-    return (int(label), "") if label.isdecimal() else (-1, label)
+    return (int(label), label) if label.isdecimal() else (-1, label)
 
 
 def _images(origin: str, entries: list[Entry], numbers: dict[str, int]) -> EncodedImages:
@@ -117,8 +119,11 @@ def _entries(path: Path) -> Iterator[Entry]:
         yield from _of_tar(path, ())
         return
     annotated = _annotations(path)
+    empty, full = dict[tuple[str, str], str](), set[tuple[str, str]]()
     for folder, folders, files in os.walk(path, followlinks=True):
         folders.sort()
+        for name in folders:
+            _refuse_loop(folder, name)
         parts = Path(folder).relative_to(path).parts
         images = [name for name in files if _is_image(name)]
         for name in images:
@@ -129,15 +134,29 @@ def _entries(path: Path) -> Iterator[Entry]:
                 if label is None:
                     raise InputError(f"{where} is not named in {_ANNOTATIONS}")
             if split is not None and label is not None:
+                full.add((split, label))
                 yield Entry(split, label, "/".join((*parts, name)), where)
             elif split in (None, "test"):
                 continue
             else:
                 raise InputError(f"{where} lies in no folder of a class")
-        for name in sorted(name for name in files if name.endswith((".tar", *_PACKED))):
-            yield from _of_tar(Path(folder, name), parts)
-        if len(parts) == 2 and _split_of(parts[0]) and not annotated and not images and not folders:
+        tars = sorted(name for name in files if name.endswith((".tar", *_PACKED)))
+        for name in tars:
+            for entry in _of_tar(Path(folder, name), parts):
+                full.add((entry.split, entry.label))
+                yield entry
+        split, label = _read_off((*parts, ""))
+        if split and label and not (folders or images or tars or label.startswith(".")):
+            empty[split, label] = folder
+    for of_class, folder in empty.items():
+        if of_class not in full and not (annotated and of_class[0] == "val"):
             raise InputError(f"the class {folder} has no images, {', '.join(IMAGE_ENDS)}")
+
+
+def _refuse_loop(folder: str, name: str) -> None:
+    place = os.path.join(folder, name)
+    if os.path.islink(place) and Path(folder).resolve().is_relative_to(Path(place).resolve()):
+        raise InputError(f"{place} is a link to a folder that it lies in")
 
 
 def _of_tar(path: Path, parts: tuple[str, ...]) -> Iterator[Entry]:
