@@ -279,7 +279,18 @@ class _Foreign:
             pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 10]}, protocol=2),
             "image 1 has the label 10, allowed is 0 to 9",
         ),
+        (
+            "test_batch",
+            pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0.0, 1.0]}, protocol=2),
+            "the labels of test_batch are float64, not whole numbers",
+        ),
+        (
+            "test_batch",
+            pickle.dumps({b"data": [[1, 2], [3]], b"labels": [0, 1]}, protocol=2),
+            "test_batch holds no arr",
+        ),
         ("batches.meta", pickle.dumps({}, protocol=2), "has no label_names"),
+        ("batches.meta", pickle.dumps({b"label_names": []}, protocol=2), "has no label_names"),
     ],
 )
 def test_wrong_batches_are_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:

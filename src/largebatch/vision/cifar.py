@@ -72,12 +72,14 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 def _read(path: Path, content: Callable[[str], bytes]) -> ImageSets:
     parts = [_batch(path, name, content) for name in (*_TRAINING, _TEST)]
     names = _unpickled(path, _NAMES, content).get(b"label_names")
-    if not isinstance(names, list) or not all(isinstance(name, (bytes, str)) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, (bytes, str)) for name in names):
         raise InputError(f"{path}: {_NAMES} has no label_names")
     training = PixelImages(
         str(path), np.concatenate([part.pixels for part in parts[:-1]]), np.concatenate([p.labels for p in parts[:-1]])
     )
-    return ImageSets(training, parts[-1], [name.decode() if isinstance(name, bytes) else name for name in names])
+    return ImageSets(
+        training, parts[-1], [name.decode(errors="replace") if isinstance(name, bytes) else name for name in names]
+    )
 
 
 def _batch(path: Path, name: str, content: Callable[[str], bytes]) -> PixelImages:
@@ -86,9 +88,13 @@ def _batch(path: Path, name: str, content: Callable[[str], bytes]) -> PixelImage
         data, labels = np.asarray(held[b"data"]), np.asarray(held[b"labels"])
     except KeyError as error:
         raise InputError(f"{path}: {name} has no {error.args[0].decode()}") from None
+    except ValueError as error:  # rows of several lengths
+        raise InputError(f"{path}: {name} holds no arrays: {error}") from None
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise InputError(f"{path}: the data of {name} are {data.dtype} {list(data.shape)}, not uint8 [N, 3072]")
-    if labels.shape != (len(data),) or labels.dtype.kind not in "iu":
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{path}: the labels of {name} are {labels.dtype}, not whole numbers")
+    if labels.shape != (len(data),):
         raise InputError(f"{path}: {name} has {len(data):,} images, but labels of shape {list(labels.shape)}")
     pixels = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return PixelImages(f"{path}: {name}", np.ascontiguousarray(pixels), labels.astype(np.int64))

@@ -229,5 +229,7 @@ def _annotations(path: Path) -> dict[str, str]:
     file = path / "val" / _ANNOTATIONS
     if not file.is_file():
         return {}
-    rows = (line.split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line)
+    rows = (
+        line.split("\t") for line in file.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if line
+    )
     return {row[0]: row[1] for row in rows if len(row) > 1}
