@@ -119,8 +119,8 @@ def bert_tiny(
     ``samples`` sequences of 16 tokens at ``batch``, which is where so small a network learns to use context at all;
     then as many of 128 at ``last_batch``, or half of ``batch``, warmed up again from zero. The rate is ``lr_at_32`` at
     batch 32 and follows the square-root rule; warm-up has the same steps at every batch (linear-epoch rule). Fine-tuned
-    on SQuAD with ``--squad-train`` and ``--squad-dev``. Status: run once at batch 256, SQuAD F1 22.8, and at batch 32,
-    F1 22.1; the untrained network has 17.0 and 17.9: reports/bert-tiny/README.md.
+    on SQuAD with ``--squad-train`` and ``--squad-dev``. Status: run at batch 256 and 32, with the scores that stand in
+    reports/bert-tiny/README.md.
     """
     last = max(1, batch // 2) if last_batch is None else last_batch
     for name, value in (("batch", batch), ("last_batch", last), ("samples", samples)):
