@@ -223,10 +223,12 @@ class ImageClassification:
 
         save_network(model, Classifier, folder)
         processor = {
-            "image_processor_type": "ConvNextImageProcessor",
+            "image_processor_type": "BitImageProcessor",
             "do_resize": self.crop == "resized",
-            "size": {"shortest_edge": self._size},
-            "crop_pct": self.middle,
+            "size": {"shortest_edge": round(self._size / self.middle)},
+            "do_center_crop": self.crop == "resized",
+            "crop_size": {"height": self._size, "width": self._size},
+            "do_convert_rgb": self._channels == CHANNELS,
             "resample": 2,
             "do_rescale": True,
             "rescale_factor": 1 / 255,
