@@ -124,9 +124,8 @@ def test_half_are_mirrored_and_shifts_are_even() -> None:
 
 def test_resized_crops_are_as_they_are_said_to_be() -> None:
     width, height = 400, 300
-    boxes = np.array(
-        [augmentation.resized_crop(draws, 400, 300, 0.08) for draws in augmentation.crop_draws(_keys(4000))]
-    )
+    draws = augmentation.crop_draws(_keys(4000))
+    boxes = np.array([augmentation.resized_crop(of_one, width, height, 0.08) for of_one in draws])
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes.min() >= 0
     assert boxes[:, 2].max() <= width

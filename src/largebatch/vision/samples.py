@@ -78,13 +78,15 @@ class ImageSamples:
     ) -> tuple[Pixels, NDArray[np.bool_]]:
         view, size = self._view, self._view.size
         pixels, readable = np.zeros((len(indices), size, size, CHANNELS), np.uint8), np.zeros(len(indices), bool)
-        mirrored, draws = augmentation.flipped(keys), augmentation.crop_draws(keys)
+        cropped = view.augmentation if view.augmentation and view.augmentation.crop == "resized" else None
+        draws = augmentation.crop_draws(keys) if cropped else []
+        mirrored = augmentation.flipped(keys)
         for row, index in enumerate(indices.tolist()):
             try:
                 image = opened(images.read(index))
                 width, height = image.size
-                if view.augmentation is not None and view.augmentation.crop == "resized":
-                    box = augmentation.resized_crop(draws[row], width, height, view.augmentation.least_area)
+                if cropped:
+                    box = augmentation.resized_crop(draws[row], width, height, cropped.least_area)
                 else:
                     box = augmentation.middle_square(width, height, view.middle)
                 pixels[row] = resized(image, box, size)
