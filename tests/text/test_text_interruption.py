@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_corpora import as_text, asked, documents, folder_bytes, is_alive, run_preparation, start_preparation
+from text_corpora import as_text, asked, documents, folder_bytes, run_preparation, start_preparation
 
+from alive import is_alive
 from largebatch.errors import InputError
 from largebatch.text.options import PrepareOptions
 from largebatch.text.prepare import prepare

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import worker_functions
-from text_corpora import is_alive
 
+from alive import is_alive
 from largebatch.errors import InputError
 from largebatch.text.processes import WorkerDied, WorkerPool, usable_cores
 

@@ -105,11 +105,3 @@ def run_preparation(options: dict[str, Any], out: Path, **more: Any) -> tuple[in
     with start_preparation(options, out, **more) as process:
         output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process is still there, and not only its exit status."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False

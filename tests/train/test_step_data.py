@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alive import is_alive
 from largebatch.train.step_data import moved
 
 
@@ -39,14 +40,6 @@ def test_the_host_waits_for_no_copy_to_a_gpu(device: str, done: list[str]) -> No
     assert tensor.done == done
 
 
-def _lives(process: int) -> bool:
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_processes_that_read_ahead_end_with_the_one_they_read_for() -> None:
     script = Path(__file__).parent / "reading_ahead.py"
@@ -54,12 +47,12 @@ def test_processes_that_read_ahead_end_with_the_one_they_read_for() -> None:
         assert reader.stdout is not None
         processes = [int(word) for word in reader.stdout.readline().split()]
         assert len(processes) == 3
-        assert all(_lives(process) for process in processes)
+        assert all(is_alive(process) for process in processes)
         reader.kill()
     ends = time.monotonic() + 60
-    while any(_lives(process) for process in processes) and time.monotonic() < ends:
+    while any(is_alive(process) for process in processes) and time.monotonic() < ends:
         time.sleep(0.05)
-    left = [process for process in processes if _lives(process)]
+    left = [process for process in processes if is_alive(process)]
     for process in left:
         os.kill(process, signal.SIGKILL)
     assert not left
