@@ -15,6 +15,8 @@ With ``group=None`` a group is a microbatch, and with ``synchronised=True`` the 
 time, but for those of ranks that have no share in it (``counted`` is False).
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -107,11 +109,32 @@ class BatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked += samples > 0
 
 
-def _sum_over_ranks(values: Tensor) -> Tensor:
-    """Return the sum over ranks, through which gradients flow back to all."""
-    from torch.distributed.nn.functional import all_reduce
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all ranks, and backwards too, for each rank's output is a function of each rank's input.
 
-    return all_reduce(values)
+    PyTorch's own keeps the process group in the graph, which then outlives ``destroy_process_group``: one process in
+    three ended by SIGABRT, for its group's threads still ran when the interpreter ended (torch 2.13).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _summed(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _summed(gradients)
+
+
+def _summed(values: Tensor) -> Tensor:
+    sums = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(sums)
+    return sums
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    result = _SumOverRanks.apply(values)
+    assert isinstance(result, Tensor)
+    return result
 
 
 def grouped_batch_norm_(network: nn.Module, group: int | None, *, synchronised: bool) -> None:
