@@ -12,6 +12,12 @@ from largebatch.errors import InputError
 
 T = TypeVar("T")
 
+_UNFIT = re.compile(
+    r"^Error parsing (--[\w-]+): (?:no type matching .* could be instantiated from \[|invalid literal for int.*: "
+    r"|could not convert string to float: )'(.*?)'.*"
+)
+"""What tyro says of a word that no type of an option takes, with all that was tried."""
+
 
 def _style() -> tuple[Any, ...]:
     import tyro
@@ -106,6 +112,7 @@ def one_line(boxed: str) -> str:
     if "│" not in plain and len(sections) > 1:
         del sections[0]
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(sections[0]))
+    message = _UNFIT.sub(r"\1 is '\2'", message)
     for section in sections[1:]:
         if section and section[0].startswith("Perhaps you meant") and len(section) > 1:
             message += f", perhaps you meant {section[1]}"

@@ -237,7 +237,7 @@ def test_the_exported_processor_makes_images_ready_alike(folders: Path, tmp_path
         ({"channel_means": (0.5, math.nan, 0.5)}, "allowed is 0 to 1"),
         ({"width": 1_000_000}, "width is 1000000, allowed is 4096 or less"),
         ({"crop": "padded"}, "24 x 20 pixels, image_size is 16"),
-        ({"data": "nowhere"}, "there are no images at nowhere"),
+        ({"data": "nowhere"}, "there are no images at 'nowhere'"),
     ],
 )
 def test_fields_that_cannot_work_are_refused(folders: Path, fields: dict[str, Any], said: str) -> None:
@@ -293,6 +293,13 @@ def test_a_torn_image_is_left_out_of_means_and_counted(folders: Path, tmp_path: 
     last = [line for line in lines if line["kind"] == "train"][-1]
     assert (last["samples"], last["tokens"]) == (32, 29), "one of ten, three times in three epochs and a bit"
     assert [line["metrics"]["unreadable"] for line in lines if line["kind"] == "eval"] == [1]
+
+
+def test_a_run_without_one_image_to_learn_from_does_not_end_well(folders: Path, tmp_path: Path) -> None:
+    for path in (folders / "train").rglob("*.JPEG"):
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"nothing in the batch of step 1 counts for the loss \(class\)"):
+        _trained(small(folders, corrupt="skip"), tmp_path / "run")
 
 
 def test_flops_are_three_times_those_of_a_forward_pass(folders: Path) -> None:

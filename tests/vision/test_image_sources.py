@@ -232,6 +232,9 @@ def test_torn_or_missing_idx_files_are_refused(tmp_path: Path) -> None:
     write_idx(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     _refused(tmp_path, "has no t10k-labels-idx1-ubyte")
+    for path in tmp_path.glob("train-*"):
+        path.unlink()
+    _refused(tmp_path, "has no train-images-idx3-ubyte")
 
 
 # CIFAR-10.

@@ -43,7 +43,7 @@ from largebatch.train.run_record import Origin, claim_folder, write_run_record
 from largebatch.train.step_data import LoadedMicrobatch, MicrobatchDataset, longest_first, moved, read, steps_from
 from largebatch.train.step_statistics import buffers_kept, fold_step_statistics, left_out
 from largebatch.train.stop import StopWish, listen
-from largebatch.train.task import Task, TaskDataset
+from largebatch.train.task import Task, TaskDataset, check_targets
 from largebatch.train.utilisation import Utilisation
 
 _DROPOUT = 2  # the stream number of the seeds drawn here
@@ -271,6 +271,7 @@ class Training:
         if told[0] > 0:
             return False
         targets = dict(zip(weights, told[3:], strict=True))
+        check_targets(targets, self.progress.step)
         local = self._accumulate(number, step, microbatches, targets)
         sums = dict(zip(weights, self.world.sum(local), strict=True))
         losses = {term: sums[term] / targets[term] if targets[term] else 0.0 for term in weights}

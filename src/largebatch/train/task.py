@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from largebatch.errors import InputError
 from largebatch.stage_view import StageView
 
 Batch = dict[str, Tensor]
@@ -88,3 +89,9 @@ class Task(Protocol):
     def export(self, model: nn.Module, folder: Path, /) -> None:
         """Write the model where other libraries can load it (Hugging Face format)."""
         ...
+
+
+def check_targets(targets: Mapping[str, float], step: int) -> None:
+    """Raise InputError if nothing in the global batch of the step after this one counts, so that nothing is learned."""
+    if not any(targets.values()):
+        raise InputError(f"nothing in the batch of step {step + 1} counts for the loss ({', '.join(targets)})")

@@ -26,8 +26,8 @@ _MOST_BYTES = 8 * 2**30
 
 
 def is_idx(folder: Path) -> bool:
-    """Return whether a folder holds such files."""
-    return _find(folder, "train", "images", 3) is not None
+    """Return whether a folder holds any such file."""
+    return any(_find(folder, part, *kind) is not None for part in _PARTS for kind in (("images", 3), ("labels", 1)))
 
 
 def read_idx_folder(folder: Path) -> ImageSets:

@@ -32,8 +32,8 @@ def open_images(source: str) -> ImageSets:
     if source.startswith(_HUB):
         return read_hub(source.removeprefix(_HUB))
     path = Path(source).expanduser()
-    if not path.exists():
-        raise InputError(f"there are no images at {source}: give digits, a folder, a tar file or hf:NAME")
+    if not source or not path.exists():
+        raise InputError(f"there are no images at {source!r}: give digits, a folder, a tar file or hf:NAME")
     cifar = cifar_at(path)
     if cifar is not None:
         return read_cifar(cifar)
