@@ -160,6 +160,16 @@ def test_every_figure_has_a_name_a_sentence_and_its_numbers(tmp_path: Path) -> N
     assert "have no ratio and are left out (2 of them were recorded)" in page.text
 
 
+def test_the_table_of_the_loss_has_the_held_out_one_where_it_was_measured(tmp_path: Path) -> None:
+    lines = make_lines(make_record())
+    figure = made_page(tmp_path, lines=lines).split('id="loss"')[1].split("</figure>")[0]
+    cells = [re.sub("<[^>]+>", " ", row).split() for row in figure.split("<tr")[2:]]
+    found = {row[-4]: row[-1] for row in cells}
+    measured = {str(line["step"]): f"{line['loss']:.4g}" for line in lines if line["kind"] == "eval"}
+    assert {step: loss for step, loss in found.items() if loss != "–"} == measured
+    assert len(found) > len(measured), "steps without an evaluation are in it too"
+
+
 def embedded(page: str) -> dict[str, Any]:
     return json.loads(next(script for script in Text(page).scripts if script.startswith('{"bands"')))
 

@@ -8,6 +8,7 @@ import numpy as np
 from largebatch.report import wording
 from largebatch.report.charts import Chart, Colour, Series, Style, Table
 from largebatch.report.run_folder import Numbers, RunFolder
+from largebatch.report.series import spread
 
 TABLE_ROWS = 50
 
@@ -40,7 +41,7 @@ def _measured(run: RunFolder, name: str) -> Numbers:
 
 
 def _evaluation_table(run: RunFolder, names: tuple[str, ...], header: tuple[str, ...]) -> Table:
-    chosen = np.unique(np.linspace(0, len(run.evaluations) - 1, min(TABLE_ROWS, len(run.evaluations))).astype(np.int64))
+    chosen = spread(len(run.evaluations), TABLE_ROWS)
     columns = [(_measured(run, name), wording.percent if "accuracy" in name else _four_decimals) for name in names]
     rows = [
         (

@@ -28,6 +28,11 @@ def thin(values: Numbers, limit: int) -> NDArray[np.int64]:
     return np.array(sorted(kept))
 
 
+def spread(count: int, limit: int) -> NDArray[np.int64]:
+    """Return up to ``limit`` of the first ``count`` indices, ascending and evenly spread, both ends among them."""
+    return np.unique(np.linspace(0, count - 1, min(limit, count)).astype(np.int64))
+
+
 def moving_average(values: Numbers, window: int) -> Numbers:
     """Return the mean of the finite values within half a window on each side; at the ends the window is shorter.
 

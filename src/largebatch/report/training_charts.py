@@ -10,7 +10,7 @@ from largebatch.report import wording
 from largebatch.report.charts import Chart, Colour, Series, Table
 from largebatch.report.held_out_charts import evaluation_series
 from largebatch.report.run_folder import Numbers, PlannedStage, RunFolder
-from largebatch.report.series import moving_average
+from largebatch.report.series import moving_average, spread
 
 TABLE_ROWS = 25
 
@@ -55,9 +55,16 @@ def _average_note(run: RunFolder) -> str:
     return f" Thin: each step; thick: mean of {window} steps." if window > 1 else ""
 
 
-def _steps_table(run: RunFolder, header: tuple[str, ...], columns: tuple[Numbers, ...]) -> Table:
+def _steps_table(
+    run: RunFolder, header: tuple[str, ...], columns: tuple[Numbers, ...], *, beside: Numbers | None = None
+) -> Table:
+    """Return columns at some steps, and at up to as many steps in which the last one, given ``beside``, is known."""
     train = run.train
-    kept = np.unique(np.linspace(0, len(train) - 1, min(TABLE_ROWS, len(train))).astype(np.int64))
+    kept = spread(len(train), TABLE_ROWS)
+    if beside is not None:
+        known = np.flatnonzero(np.isfinite(beside))
+        kept = np.union1d(kept, known[spread(len(known), TABLE_ROWS)])
+        columns = (*columns, beside)
     rows = tuple(
         (
             wording.count(float(train.step[index])),
@@ -89,8 +96,12 @@ def _loss_chart(run: RunFolder) -> Chart:
     train = run.train
     tail = max(1, len(train) // 20)
     series = _train_series(run, "training", train.loss, "blue")
-    if any(math.isfinite(evaluation.loss) for evaluation in run.evaluations):
+    held_out = {evaluation.step: evaluation.loss for evaluation in run.evaluations if math.isfinite(evaluation.loss)}
+    at_steps = np.array([held_out.get(int(step), math.nan) for step in train.step])
+    header, beside = ("training loss",), None
+    if np.isfinite(at_steps).any():
         series += evaluation_series(run, ("loss",))
+        header, beside = ("training loss", "held-out loss"), at_steps
     ending = f"in the last {tail:,} steps on average" if tail > 1 else "in the last step"
     return Chart(
         identifier="loss",
@@ -99,7 +110,7 @@ def _loss_chart(run: RunFolder) -> Chart:
         caption=f"Training loss, all terms: {wording.significant(float(train.loss[0]))} in the first step, "
         f"{wording.significant(_finite_mean(train.loss[-tail:]))} {ending}.{_average_note(run)}",
         series=series,
-        table=_steps_table(run, ("training loss",), (train.loss,)),
+        table=_steps_table(run, header, (train.loss,), beside=beside),
         large=True,
         height=340,
     )
