@@ -61,7 +61,7 @@ class LiveBytes(TorchDispatchMode):
     ],
 )
 def test_layers_are_portioned_by_their_elements(sizes: list[int], limit: float, expected: list[list[int]]) -> None:
-    members = [Member(n, torch.empty(size), torch.empty(size), None, None, ()) for n, size in enumerate(sizes)]
+    members = [Member(n, a, a, a, None, None, ()) for n, a in enumerate(map(torch.empty, sizes))]
     found = list(portions(members, limit))
     assert [[member.p.numel() for member in portion] for portion in found] == expected
     assert [member.number for portion in found for member in portion] == list(range(len(sizes)))

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from rules import MAKERS, every_backend, how
 from torch import nn
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from largebatch.optim import LAMB, LANS, LARS, Layerwise
@@ -214,16 +213,6 @@ def test_an_optimizer_with_a_process_group_is_copied_within_it_and_does_not_leav
         other = {"params": [nn.Parameter(torch.ones(2))], "norm_process_group": dist.new_group([0])}
         with pytest.raises(ValueError, match=r"has the norm_process_group .*; it must be given to the optimizer"):
             optimizer.add_param_group(other)
-
-
-@pytest.mark.usefixtures("process_group")
-def test_sharded_parameters_are_refused() -> None:
-    mesh = init_device_mesh("cpu", (2,))
-    x = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Replicate()]))
-    assert isinstance(x, DTensor)
-    for make in (LAMB, LANS, MAKERS["LARS"]):
-        with pytest.raises(NotImplementedError, match=r"parameter head is a DTensor.*no norms over shards"):
-            make([("head", x)])
 
 
 def test_flattened_parameters_are_refused() -> None:

@@ -90,16 +90,7 @@ def test_trap_05_loading_truncates_the_float32_moments_of_bf16_parameters(make: 
     assert any(not torch.equal(value.bfloat16().float(), value) for value in before.values()), "there was what to lose"
 
 
-def test_trap_06_sharded_norms_are_taken_for_whole_ones() -> None:
-    """Until norms are completed over shards, a DTensor is refused: `test_options.py` has a real one."""
-
-    class DTensor(torch.Tensor):
-        """Known by its name, as torch's is."""
-
-    x = torch.ones(2).as_subclass(DTensor)
-    for make in (LAMB, LANS, MAKERS["LARS"]):
-        with pytest.raises(NotImplementedError, match="DTensor"):
-            make([x])
+# Trap 6, sharded norms that are taken for whole ones, is all of `test_norms_over_shards.py`.
 
 
 @every_maker
@@ -107,7 +98,7 @@ def test_trap_07_flat_parameters_mix_the_norms_of_layers(make: Any) -> None:
     """ZeroRedundancyOptimizer with a clip is in `test_norms_over_processes.py`."""
     x = layer(4)
     x._fsdp_flattened = True  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(NotImplementedError, match=r"flattened shard \(FSDP1\).*use DDP .*FSDP2"):
+    with pytest.raises(NotImplementedError, match=r"flattened shard \(FSDP1\).*use fully_shard .*FSDP2"):
         make([x])
 
 

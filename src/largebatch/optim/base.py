@@ -9,18 +9,18 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _use_grad_for_differentiable
 
+from largebatch.optim.calls import Call, complete_phase_zero, complete_sums
 from largebatch.optim.gathering import (
     Member,
     alike,
-    block_count,
     is_native,
+    layers_here,
     layers_of,
     parameter_names,
     portions,
@@ -29,7 +29,8 @@ from largebatch.optim.gathering import (
 )
 from largebatch.optim.gradient_norm import on
 from largebatch.optim.kernels import cpu, gpu, pieces, plain
-from largebatch.optim.kernels.contract import Layers, Phases, RatioRule, Rule
+from largebatch.optim.kernels.contract import Phases, RatioRule, Rule
+from largebatch.optim.shards import Part, complete, layout_of, local
 from largebatch.optim.state_contract import RatiosTaken, StatefulOptimizer
 from largebatch.optim.trust_ratio import normalising_scales, norms_from_sums, trust_ratios
 
@@ -37,17 +38,6 @@ _log = logging.getLogger("largebatch.optim")
 _logged: set[tuple[str, str, str]] = set()
 FUSED = {"fused cpu": cpu, "fused cuda": gpu}
 """Where fused kernels come from."""
-
-
-@dataclass(slots=True)
-class Call:
-    """Layers that the kernels take in one call, and where they come from."""
-
-    options: Mapping[str, Any]
-    device: torch.device
-    phases: Phases
-    layers: Layers
-    members: list[Member]
 
 
 class TrustRatioOptimizer(StatefulOptimizer):
@@ -109,7 +99,8 @@ class TrustRatioOptimizer(StatefulOptimizer):
         found_inf = self._scale_gradients(calls)
         self._count_step(calls)
         self._find_directions(calls, found_inf)
-        self._last.ratios = [self._move(call) for call in calls if call.layers.x]
+        self._last.ratios = [self._move(call) for call in calls if call.spread is None and call.layers.x]
+        self._last.ratios += self._move_spread([call for call in calls if call.spread is not None])
         return loss
 
     def _check_all(self) -> None:
@@ -132,44 +123,53 @@ class TrustRatioOptimizer(StatefulOptimizer):
             moments: list[list[Tensor]] = [[] for _ in keys]
             capturable = self._init_group(group, numbers, params, grads, steps, masters, *moments)
             self._last.capturables.append(capturable)
-            members = [
-                Member(
-                    number,
-                    params[i],
-                    grads[i],
-                    steps[i] if steps else None,
-                    masters[i] if masters[i] is not params[i] else None,
-                    tuple([moment[i] for moment in moments]),
+            members = []
+            for i, number in enumerate(numbers):
+                p, master = params[i], masters[i]
+                layout = None if is_native(p) else layout_of(p)
+                members.append(
+                    Member(
+                        number,
+                        p,
+                        p if layout is None else local(p),
+                        grads[i] if layout is None else layout.here(grads[i]),
+                        steps[i] if steps else None,
+                        local(master) if master is not p else None,
+                        tuple([local(moment[i]) for moment in moments]),
+                        layout,
+                    )
                 )
-                for i, number in enumerate(numbers)
-            ]
-            for device, native, some in alike(members):
+            for device, native, spread, some in alike(members):
                 phases = self._phases[self._backend(options, device, native)]
-                for portion in portions(some, phases.elements_at_once(device)):
+                # Phase 1 of all that is spread comes before phase 3 of any, so that nothing is gained by portions.
+                at_once = math.inf if spread else phases.elements_at_once(device)
+                for portion in portions(some, at_once):
                     layers = layers_of(
                         portion, keys=keys, stacked=options["stacked"], detach=not options["differentiable"]
                     )
                     if layers.x:
                         phases.prepare(layers)
-                    calls.append(Call(options, device, phases, layers, portion))
+                    calls.append(Call(options, device, phases, layers, portion, spread))
         return calls
 
     def _scale_gradients(self, calls: list[Call]) -> Tensor | None:
         """Phase 0: say what gradients are multiplied by, and whether the step is taken; return `found_inf` of all."""
         found_inf = getattr(self, "found_inf", None)
+        over_meshes, found_inf = complete_phase_zero(
+            calls, normalises=self._normalises_gradients, found_inf=None if found_inf is None else local(found_inf)
+        )
         clips = any(group["max_grad_norm"] is not None for group in self.param_groups)
         norm = None
         if clips or (self._shared.process_group is not None and found_inf is not None):
-            clipped = [call for call in calls if call.options["max_grad_norm"] is not None and call.layers.x]
-            sums = [call.phases.squares(call.layers.g) for call in clipped]
+            sums = [call.squares() for call in calls if call.clips and call.spread is None and call.layers.x]
             total, found_inf = self._shared.complete(sums, found_inf, self._device())
-            norm = norms_from_sums(total, 2)
+            norm = norms_from_sums(_plus(total, over_meshes), 2)
         grad_scale = getattr(self, "grad_scale", None)
         for call in calls:
             scale = self._gradient_scale(call, norm, grad_scale) if call.layers.x else None
             if found_inf is not None:
                 call.layers.keep = on(call.device, found_inf) == 0
-            call.layers.g_scale = _if_kept(call.layers, scale)
+            call.layers.g_scale = call.if_kept(scale)
         return found_inf
 
     def _gradient_scale(self, call: Call, norm: Tensor | None, grad_scale: Tensor | None) -> Tensor | None:
@@ -204,7 +204,8 @@ class TrustRatioOptimizer(StatefulOptimizer):
             repeated = [
                 step
                 for member, step in zip(call.members, steps, strict=True)
-                for _ in range(block_count(member, stacked))
+                for there in layers_here(member, stacked)
+                if there
             ]
             if not on_device:
                 layers.t = [float(step) for step in repeated]
@@ -214,25 +215,41 @@ class TrustRatioOptimizer(StatefulOptimizer):
                 layers.t = t if layers.keep is None else t.clamp(min=1)
 
     def _move(self, call: Call) -> RatiosTaken:
-        """Phases 1 to 3 for one list of layers; return the record of its ratios."""
-        layers, options, rule = call.layers, call.options, self._rule(call.options)
+        """Phases 1 to 3 for one list of layers that lie here whole; return the record of its ratios."""
+        layers, rule = call.layers, self._rule(call.options)
         if self._normalises_gradients:  # only now, so that phase 1 finds the gradients in the cache
-            layers.g_scale = _if_kept(layers, normalising_scales(call.phases.squares(layers.g), layers.dtype))
-        lr = options["lr"]
-        lr = on(call.device, lr.reshape(())) if isinstance(lr, Tensor) else float(lr)
-        ratio_rule = self._ratio_rule(options)
+            layers.g_scale = call.if_kept(normalising_scales(call.squares(), layers.dtype))
         norms_, step_ = call.phases.norms_, call.phases.step_
-        sums = norms_(layers, rule) if step_ is None else step_(layers, rule, lr, ratio_rule)
-        ratios = trust_ratios(sums, ratio_rule, adapt=options["adapt"], norm=options["norm"])
-        taken = ratios
-        if layers.keep is not None:
-            given = lr if isinstance(lr, Tensor) else ratios.new_full((), lr)
-            lr = torch.where(layers.keep, given, 0.0)
-            taken = torch.where(layers.keep, ratios, math.nan)
+        sums = norms_(layers, rule) if step_ is None else step_(layers, rule, call.lr, self._ratio_rule(call.options))
+        ratios = self._ratios(call, sums)
         if step_ is None:
-            call.phases.apply_(layers, rule, ratios, lr)
-        blocks = [block_count(member, options["stacked"]) for member in call.members]
-        return RatiosTaken([member.number for member in call.members], blocks, taken.detach())
+            call.phases.apply_(layers, rule, ratios, call.taken_lr())
+        return call.record(ratios)
+
+    def _move_spread(self, calls: list[Call]) -> list[RatiosTaken]:
+        """Phases 1 to 3 for all layers that are spread over processes; return the records of their ratios."""
+        for call in calls:
+            if call.whole_squares is not None:
+                scales = normalising_scales(call.whole_squares[call.rows()], call.layers.dtype)
+                call.layers.g_scale = call.if_kept(scales)
+        nothing = [torch.zeros(0, 1 + self._directions, dtype=torch.float64, device=call.device) for call in calls]
+        sums = [
+            call.phases.norms_(call.layers, self._rule(call.options)) if call.layers.x else none
+            for call, none in zip(calls, nothing, strict=True)
+        ]
+        taken = []
+        for call, whole in zip(calls, complete_sums(calls, sums), strict=True):
+            ratios = self._ratios(call, whole)
+            if call.layers.x:
+                call.phases.apply_(call.layers, self._rule(call.options), ratios[call.rows()], call.taken_lr())
+            # Kernels have changed what lies here, of which the parameter's own count of changes does not know.
+            torch.autograd.graph.increment_version([member.p for member in call.members])
+            taken.append(call.record(ratios))
+        return taken
+
+    def _ratios(self, call: Call, sums: Tensor) -> Tensor:
+        options = call.options
+        return trust_ratios(sums, self._ratio_rule(options), adapt=options["adapt"], norm=options["norm"])
 
     def _backend(self, options: Mapping[str, Any], device: torch.device, native: bool) -> str:
         if options["fused"]:
@@ -282,7 +299,7 @@ class TrustRatioOptimizer(StatefulOptimizer):
     def kernels(self) -> tuple[str, ...]:
         """Return which kernels take a step: "fused cpu", "fused cuda", "foreach", "plain"; several if groups differ."""
         found = {
-            self._backend(self._options(group), p.device, is_native(p))
+            self._backend(self._options(group), p.device, is_native(local(p)))
             for group in self.param_groups
             for p in group["params"]
         }
@@ -301,14 +318,24 @@ class TrustRatioOptimizer(StatefulOptimizer):
         gradients: dict[Any, list[Tensor]] = {}
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None and p.grad.numel():
-                    refuse_sparse(p.grad)
-                    # A subclass of Tensor may lack the multi-tensor operations.
-                    squares = pieces.squares if type(p.grad) is Tensor else plain.squares
-                    some = gradients.setdefault((squares, p.grad.device, p.grad.dtype), [])
-                    some.extend(real_blocks(p.grad.resolve_conj()))
-        sums = [squares(some) for (squares, _, _), some in gradients.items()]
-        norm = self._shared.complete(sums, None, self._device())[0].sqrt()
+                if p.grad is None or not p.grad.numel():
+                    continue
+                refuse_sparse(p.grad)
+                layout = layout_of(p)
+                grad = p.grad if layout is None else layout.here(p.grad)
+                # A subclass of Tensor may lack the multi-tensor operations.
+                squares = pieces.squares if type(grad) is Tensor else plain.squares
+                some = gradients.setdefault((squares, grad.device, grad.dtype, layout and layout.spread), [])
+                some.extend(real_blocks(grad.resolve_conj()))
+        sums: list[Tensor] = []
+        parts: list[Part] = []
+        for (squares, device, _, spread), some in gradients.items():
+            found = squares(some) if some else torch.zeros(0, dtype=torch.float64, device=device)
+            if spread is None:
+                sums.append(found)
+            else:
+                parts.append(Part(spread, found.sum()))
+        norm = _plus(self._shared.complete(sums, None, self._device())[0], complete(parts)).sqrt()
         grad_scale = getattr(self, "grad_scale", None)
         return norm if grad_scale is None else norm / on(norm.device, grad_scale)
 
@@ -339,9 +366,8 @@ class TrustRatioOptimizer(StatefulOptimizer):
         return found
 
 
-def _if_kept(layers: Layers, scale: Tensor | None) -> Tensor | None:
-    """Return a scale of gradients, 1 where the step is not taken: what is not finite in them is in their norm too."""
-    return scale if scale is None or layers.keep is None else torch.where(layers.keep, scale, 1.0)
+def _plus(total: Tensor, more: list[Tensor]) -> Tensor:
+    return torch.stack([total, *[on(total.device, a) for a in more]]).sum() if more else total
 
 
 def _refuse_capture(groups: list[dict[str, Any]]) -> None:

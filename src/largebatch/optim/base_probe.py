@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
+from largebatch.optim.shards import local
 from largebatch.optim.state import HALF, STATE_DTYPE
 
 _log = logging.getLogger("largebatch.optim")
@@ -147,13 +148,16 @@ def _twin(base: Optimizer, *, with_state: bool) -> tuple[Optimizer, list[Tensor]
         memory.update({id(p): torch.nn.Parameter(p.detach().new_empty(0)) for p in group["params"]})
     for _, p in chosen:
         # Not the weights themselves, which might be of any size, or all alike.
-        values = torch.linspace(0.1, 1, p.numel(), device=p.device).view(p.shape)
-        own = torch.empty_like(p, dtype=STATE_DTYPE.get(p.dtype, p.dtype)).copy_(values)
+        # What lies here of one in shards, with its state; where nothing does, a whole one, without.
+        like = local(p) if local(p).numel() else torch.empty(p.shape, dtype=p.dtype, device=p.device)
+        values = torch.linspace(0.1, 1, like.numel(), device=p.device).view(like.shape)
+        own = torch.empty_like(like, dtype=STATE_DTYPE.get(p.dtype, p.dtype)).copy_(values)
         memory[id(p)] = own
         tensors.append(own)
     for (group, p), own in zip(chosen, tensors, strict=True):
-        if with_state and base.state.get(p):
-            state[own] = widened(copy.deepcopy(dict(base.state[p]), memory))
+        if with_state and base.state.get(p) and local(p).numel():
+            copied = copy.deepcopy(dict(base.state[p]), memory)
+            state[own] = widened({key: local(a) if isinstance(a, Tensor) else a for key, a in copied.items()})
         options = {key: copy.deepcopy(value, memory) for key, value in group.items() if key != "params"}
         groups.append({**options, "params": [own]})
         memory[id(group)] = groups[-1]

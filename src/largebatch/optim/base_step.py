@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from largebatch.optim.base import Call
 from largebatch.optim.base_probe import BASE_RATE, make_state, widened
-from largebatch.optim.gathering import has_master, real_blocks
+from largebatch.optim.calls import Call
+from largebatch.optim.gathering import Member, blocks_of, has_master, real_blocks
+from largebatch.optim.shards import local
 from largebatch.optim.state import HALF, STATE_DTYPE, master_of
 
 
@@ -31,7 +32,7 @@ class _Ends:
     stand_ins: dict[Tensor, Tensor] = field(default_factory=dict)
     """Of half-precision parameters: what the base steps."""
     masters: dict[Tensor, Tensor] = field(default_factory=dict)
-    own_gradients: dict[Tensor, Tensor] = field(default_factory=dict)
+    own_gradients: dict[Tensor, Tensor | None] = field(default_factory=dict)
     """The gradients of parameters that have another one for the time of the step."""
 
 
@@ -57,7 +58,7 @@ def take_base_step(
     try:
         for call in calls:
             for member in call.members:
-                _prepare(member.p, member.grad, call, base, ends)
+                _prepare(member, call, base, ends)
         versions = {p: p._version for p in ends.stand_ins}
         for group in base.param_groups:
             group["lr"] = BASE_RATE
@@ -124,12 +125,13 @@ def create_base_state(base: Optimizer, parameters: Iterable[Tensor]) -> None:
             p.grad = gradient
 
 
-def _prepare(p: Tensor, grad: Tensor, call: Call, base: Optimizer, ends: _Ends) -> None:
-    gradient = _seen_gradient(grad, call)
+def _prepare(member: Member, call: Call, base: Optimizer, ends: _Ends) -> None:
+    p, grad = member.p, member.grad
+    gradient = _seen_gradient(member, call)
     if p.dtype not in HALF and grad.dtype == p.dtype:
         ends.snapshots[p] = p.clone() if call.options["differentiable"] else p.detach().clone()
-        if gradient is not grad:
-            ends.own_gradients[p] = grad
+        if gradient is not p.grad:
+            ends.own_gradients[p] = p.grad
             p.grad = gradient
         return
     start = p
@@ -141,14 +143,20 @@ def _prepare(p: Tensor, grad: Tensor, call: Call, base: Optimizer, ends: _Ends) 
     ends.stand_ins[p] = stand_in
 
 
-def _seen_gradient(grad: Tensor, call: Call) -> Tensor:
+def _seen_gradient(member: Member, call: Call) -> Tensor | None:
     """Return the gradient that the base is to see: the parameter's own where nothing is done to it."""
-    scale = call.layers.g_scale
+    grad, scale = member.grad, call.layers.g_scale
     if not grad.is_complex() and grad.dtype != call.layers.dtype:
         grad = grad.to(call.layers.dtype)
     if scale is not None:
         grad = grad * scale.to(call.layers.dtype)
-    return -grad if call.options["maximize"] else grad
+    if call.options["maximize"]:
+        grad = -grad
+    if member.layout is None:
+        return grad
+    whole: Any = member.p.grad
+    unchanged = grad is member.grad and whole.placements == member.layout.placements
+    return whole if unchanged else member.layout.of(grad)
 
 
 @contextmanager
@@ -195,21 +203,16 @@ def _told(base: Any, found_inf: Tensor | None) -> Iterator[None]:
 
 def _hand_over(call: Call, ends: _Ends) -> None:
     """Give the kernels where each layer started, where the base has taken it, and what is to be written."""
-    layers, differentiable = call.layers, call.options["differentiable"]
+    layers, detach = call.layers, not call.options["differentiable"]
     layers.x, layers.rounded = [], None
     layers.state = {"start": [], "stepped": []}
 
-    def blocks(a: Tensor) -> list[Tensor]:
-        return real_blocks(a, call.options["stacked"], detach=not differentiable)
-
     for member in call.members:
-        p = member.p
-        if p.numel() == 0:
-            continue
+        p, where = member.p, blocks_of(member, call.options["stacked"])
         start = ends.snapshots.get(p, ends.masters.get(p, p))
         stepped = ends.stand_ins.get(p, p)
         if p in ends.masters:
-            layers.rounded = (layers.rounded or []) + blocks(p)
-        layers.x += blocks(ends.masters.get(p, p))
-        layers.state["start"] += blocks(start)
-        layers.state["stepped"] += blocks(stepped)
+            layers.rounded = (layers.rounded or []) + real_blocks(member.here, where, detach=detach)
+        layers.x += real_blocks(local(ends.masters[p]) if p in ends.masters else member.here, where, detach=detach)
+        layers.state["start"] += real_blocks(local(start), where, detach=detach)
+        layers.state["stepped"] += real_blocks(local(stepped), where, detach=detach)

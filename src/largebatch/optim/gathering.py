@@ -7,20 +7,25 @@ import torch
 from torch import Tensor
 
 from largebatch.optim.kernels.contract import Layers
+from largebatch.optim.shards import Layout, Spread
 from largebatch.optim.state import HALF, REAL_DTYPE, STATE_DTYPE
 
 
 class Member(NamedTuple):
-    """A parameter that takes the step."""
+    """A parameter that takes the step; all but itself is what of it lies here."""
 
     number: int
     """Its number in the state dict."""
     p: Tensor
+    here: Tensor
+    """Its memory here: itself, if it is no DTensor."""
     grad: Tensor
     step: Tensor | None
     """Its count of steps; None for rules that do not count."""
     master: Tensor | None
     moments: tuple[Tensor, ...]
+    layout: Layout | None = None
+    """How it lies on a mesh; None if all of it is here."""
 
 
 def parameter_names(groups: Iterable[dict[str, Any]]) -> list[str]:
@@ -42,23 +47,31 @@ def is_native(p: Tensor) -> bool:
     return type(p) in (Tensor, torch.nn.Parameter)
 
 
-def alike(members: Iterable[Member]) -> Iterator[tuple[torch.device, bool, list[Member]]]:
-    """Yield (device, whether all are plain tensors, members) for members of the same device and dtypes.
+class Alike(NamedTuple):
+    """Members of one device, the same dtypes and the same spread over processes."""
 
-    Plain are parameters and gradients of no subclass whose numbers every kernel knows.
-    """
+    device: torch.device
+    native: bool
+    """Whether all are plain tensors whose numbers every kernel knows, of no subclass."""
+    spread: Spread | None
+    members: list[Member]
+
+
+def alike(members: Iterable[Member]) -> Iterator[Alike]:
+    """Yield members that kernels can take together."""
     sorted_out: dict[Any, list[Member]] = {}
     for member in members:
-        p, grad = member.p, member.grad
+        p, grad = member.here, member.grad
         # A model may have been given another dtype when some of its parameters had moments.
         dtypes = (p.dtype, grad.dtype, *[moment.dtype for moment in member.moments])
-        sorted_out.setdefault((p.device, type(p), type(grad), dtypes), []).append(member)
-    for (device, _, _, dtypes), some in sorted_out.items():
-        p, grad = some[0].p, some[0].grad
+        spread = member.layout and member.layout.spread
+        sorted_out.setdefault((p.device, type(p), type(grad), dtypes, spread), []).append(member)
+    for (device, _, _, dtypes, spread), some in sorted_out.items():
+        p, grad = some[0].here, some[0].grad
         native = is_native(p) and is_native(grad)
         if dtypes[0] != dtypes[1]:
             native = native and dtypes[1] in STATE_DTYPE and grad.is_complex() == p.is_complex()
-        yield device, native, some
+        yield Alike(device, native, spread, some)
 
 
 def portions(members: Iterable[Member], limit: float) -> Iterator[list[Member]]:
@@ -66,7 +79,7 @@ def portions(members: Iterable[Member], limit: float) -> Iterator[list[Member]]:
     portion: list[Member] = []
     total = 0
     for member in members:
-        elements = member.p.numel() * (2 if member.p.is_complex() else 1)
+        elements = member.here.numel() * (2 if member.here.is_complex() else 1)
         if portion and total + elements > limit:
             yield portion
             portion, total = [], 0
@@ -76,28 +89,47 @@ def portions(members: Iterable[Member], limit: float) -> Iterator[list[Member]]:
         yield portion
 
 
-def real_blocks(a: Tensor, stacked: tuple[int, int] | None = None, *, detach: bool = True) -> list[Tensor]:
-    """Return the blocks of a tensor as views, complex ones as real views; one block unless stacked (dim, count)."""
+Blocks = Sequence[tuple[int, int, int]] | None
+"""Where the layers of a stacked parameter lie in its memory: (dimension, start, size); None for one layer."""
+
+
+def blocks_of(member: Member, stacked: tuple[int, int] | None) -> Blocks:
+    """Return where the layers of a parameter lie here; of one in shards some may have no element here."""
+    if not stacked:
+        return None
+    dim, count = stacked
+    if member.layout is not None:
+        return [(dim, start, size) for start, size in member.layout.ranges(dim, count)]
+    size = member.p.shape[dim] // count
+    return [(dim, i * size, size) for i in range(count)]
+
+
+def real_blocks(a: Tensor, blocks: Blocks = None, *, detach: bool = True) -> list[Tensor]:
+    """Return the blocks of a tensor that have elements, as views, complex ones as real views; all of it without any."""
     a = a.detach() if detach else a
-    blocks = [a]
-    if stacked:
-        dim, count = stacked
-        size = a.shape[dim] // count
-        blocks = [a.narrow(dim, i * size, size) for i in range(count)]
-    return [torch.view_as_real(b) if b.is_complex() else b for b in blocks]
+    views = [a] if blocks is None else [a.narrow(*block) for block in blocks]
+    return [torch.view_as_real(view) if view.is_complex() else view for view in views if view.numel()]
 
 
 def block_count(member: Member, stacked: tuple[int, int] | None) -> int:
-    """Return how many layers a parameter holds: none if it is empty."""
+    """Return how many layers a parameter holds, wherever they lie: none if it is empty."""
     if member.p.numel() == 0:
         return 0
     return stacked[1] if stacked else 1
 
 
+def layers_here(member: Member, stacked: tuple[int, int] | None) -> list[bool]:
+    """Return for each layer of a parameter whether some of it lies here."""
+    if member.layout is None or not stacked:
+        return [member.here.numel() > 0] * block_count(member, stacked)
+    blocks = blocks_of(member, stacked) or ()
+    return [member.here.numel() > 0 and size > 0 for _, _, size in blocks] if member.p.numel() else []
+
+
 def layers_of(
     members: Sequence[Member], *, keys: Sequence[str], stacked: tuple[int, int] | None, detach: bool
 ) -> Layers:
-    """Return the layers of alike members, in their order; empty parameters have none.
+    """Return the layers of alike members that have elements here, in their order.
 
     Args:
         members: of one device and dtype; they have a master either all or not at all.
@@ -105,16 +137,17 @@ def layers_of(
         stacked: (dim, count) of the group.
         detach: whether autograd is kept out.
     """
-    p = members[0].p
+    p = members[0].here
     layers = Layers(dtype=REAL_DTYPE[p.dtype], state={key: [] for key in keys})
-    members = [member for member in members if member.p.numel()]
+    members = [member for member in members if member.here.numel()]
+    cut = [blocks_of(member, stacked) for member in members]
 
     def blocks(tensors: list[Tensor]) -> list[Tensor]:
         if stacked or p.is_complex():
-            return [block for a in tensors for block in real_blocks(a, stacked, detach=detach)]
+            return [block for a, of in zip(tensors, cut, strict=True) for block in real_blocks(a, of, detach=detach)]
         return [a.detach() if detach and a.requires_grad else a for a in tensors]
 
-    params = blocks([member.p for member in members])
+    params = blocks([member.here for member in members])
     layers.x = params
     if members and members[0].master is not None:
         layers.x, layers.rounded = blocks([m.master for m in members if m.master is not None]), params

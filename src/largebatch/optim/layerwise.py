@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from largebatch.optim.base import Call, TrustRatioOptimizer
+from largebatch.optim.base import TrustRatioOptimizer
 from largebatch.optim.base_probe import BASE_RATE, check_base, state_can_be_made_ahead, widened
 from largebatch.optim.base_step import create_base_state, take_base_step
+from largebatch.optim.calls import Call
 from largebatch.optim.gathering import has_master
 from largebatch.optim.gradient_norm import SharedSums
 from largebatch.optim.kernels import foreach as multi_tensor

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from largebatch.optim.shards import check_layout, layout_of
 from largebatch.optim.state import STATE_DTYPE
 
 HOW_COMPUTED = ("foreach", "capturable", "differentiable", "fused")
@@ -157,23 +158,26 @@ def check_parameter(name: str, p: Tensor, stacked: tuple[int, int] | None) -> No
     """Refuse a parameter whose layers' norms this version cannot compute.
 
     Raises:
-        ValueError: a dtype without moments, or a shape that `stacked` does not divide.
-        NotImplementedError: a sharded or flattened parameter, or one on a device without float64.
+        ValueError: a dtype without moments, a shape that `stacked` does not divide, or a sum that is still to be made.
+        NotImplementedError: a flattened parameter, one on a device without float64, or blocks along a dimension that
+            is cut twice.
     """
     if p.dtype not in STATE_DTYPE:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in STATE_DTYPE)
         raise ValueError(f"parameter {name} is {p.dtype}; it must be one of {allowed}")
     if p.device.type == "mps":
         raise NotImplementedError(f"parameter {name} is on mps, which has no float64; norms are summed up in it")
-    if any(base.__name__ == "DTensor" for base in type(p).__mro__):  # by name: the import takes a second
-        raise NotImplementedError(f"parameter {name} is a DTensor: this version has no norms over shards")
     if getattr(p, "_fsdp_flattened", False):
         raise NotImplementedError(
-            f"parameter {name} is a flattened shard (FSDP1), in which norms of layers are lost; use DDP (this version "
-            "has no norms over the shards of fully_shard, FSDP2, either)"
+            f"parameter {name} is a flattened shard (FSDP1), in which norms of layers are lost; use fully_shard (FSDP2)"
         )
+    layout = layout_of(p)
+    if layout is not None:
+        check_layout(name, layout)
     if stacked is not None:
         check_stacked_shape(f"parameter {name}", p, stacked)
+        if layout is not None:
+            layout.ranges(*stacked)
 
 
 def check_stacked_shape(what: str, p: Tensor, stacked: tuple[int, int]) -> None:

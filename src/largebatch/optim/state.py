@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from largebatch.optim.shards import is_sharded, layout_of
+
 STATE_DTYPE = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -93,6 +95,9 @@ def restore(p: Tensor, value: Any) -> Any:
     if isinstance(value, Tensor) and value.shape == p.shape and (value.is_floating_point() or value.is_complex()):
         # Into the parameter's own strides, which the kernels are fastest with.
         own = torch.empty_like(p, dtype=STATE_DTYPE[p.dtype], memory_format=torch.preserve_format)
+        layout = layout_of(p)
+        if layout is not None and not is_sharded(value):
+            value = layout.share_of(value.detach().to(p.device))
         return own.copy_(value.detach())
     return _moved(p, value)
 

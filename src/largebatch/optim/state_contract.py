@@ -23,6 +23,7 @@ from largebatch.optim.options import (
     check_stacked_shape,
     option_defaults,
 )
+from largebatch.optim.shards import is_sharded
 from largebatch.optim.state import (
     check_state,
     counts_on_device,
@@ -132,6 +133,8 @@ class StatefulOptimizer(Optimizer, ABC):
             names = range(len(group["params"]))
         for name, p in zip(names, group["params"], strict=True):
             check_parameter(str(name), p, group["stacked"])
+            if self._options(group)["differentiable"] and is_sharded(p):
+                raise NotImplementedError(f"differentiable=True: parameter {name} is a DTensor, whose step is not")
 
     def _check_names(self, group: dict[str, Any]) -> None:
         check_names(group, self.defaults)
@@ -195,6 +198,8 @@ class StatefulOptimizer(Optimizer, ABC):
         for p in group["params"]:
             grad = p.grad
             if grad is not None:
+                if torch.compiler.is_compiling() and is_sharded(p):
+                    raise NotImplementedError("a step over DTensors cannot be compiled")
                 state = self.state[p]
                 # Most steps find all there; what is in doubt is looked at more closely.
                 there = state.keys() == complete and not self._has_master(p, options)

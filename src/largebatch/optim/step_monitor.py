@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from largebatch.optim.gathering import parameter_names
 from largebatch.optim.options import check_number
+from largebatch.optim.shards import whole
 
 
 class ScalarWriter(Protocol):
@@ -32,7 +33,7 @@ class StepMonitor:
     of LARS by algorithm 1 and of `Layerwise` with plain ratios of l2 norms, and anything for a layer that is not
     adapted, which is where rates tuned for adapted layers do harm. A layer of zeros has no relative step. The copies
     live during the step, and all numbers come to the host in one transfer afterwards; steps that are not watched cost
-    nothing.
+    nothing. Of parameters in shards all processes have to watch, and exchange two numbers for each.
 
     Args:
         optimizer: one of ours, or any other, which has relative steps but no trust ratios.
@@ -168,8 +169,8 @@ def _relative_step(before: Tensor, after: Tensor) -> Tensor:
     if before.numel() == 0:
         return torch.full((), math.nan, dtype=torch.float64, device=before.device)
     wide = torch.complex128 if before.is_complex() else torch.float64
-    size = torch.linalg.vector_norm(before, dtype=wide)
-    length = torch.linalg.vector_norm(before.to(wide).sub_(after), dtype=wide)
+    size = whole(torch.linalg.vector_norm(before, dtype=wide))
+    length = whole(torch.linalg.vector_norm(before.to(wide).sub_(after), dtype=wide))
     finite = torch.where(length.isfinite(), length / size, math.inf)
     return torch.where(size == 0, math.nan, finite)
 
