@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from largebatch.bert.attention import attention
 from largebatch.bert.shapes import filling
@@ -78,7 +79,9 @@ def _rows(rows: Tensor, numbers: Tensor, back: Tensor) -> Tensor:
     return _Rows.apply(rows, numbers, back)
 
 
-def encode(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPlaces) -> Tensor:
+def encode(
+    bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPlaces, *, recompute: bool = False
+) -> Tensor:
     """Return the last layer's output at the tokens, [N, hidden].
 
     Args:
@@ -86,11 +89,20 @@ def encode(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPl
         input_ids: int64 [B, L].
         token_type_ids: int64 [B, L].
         places: of the tokens.
+        recompute: keep the input of each layer alone for the backward pass, and run the layer again there.
     """
-    return _through(bert.encoder.layer, _embedded(bert, input_ids, token_type_ids, places), places)
+    return _through(bert.encoder.layer, _embedded(bert, input_ids, token_type_ids, places), places, recompute)
 
 
-def encode_at(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPlaces, positions: Tensor) -> Tensor:
+def encode_at(
+    bert: Any,
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    places: TokenPlaces,
+    positions: Tensor,
+    *,
+    recompute: bool = False,
+) -> Tensor:
     """Return the last layer's output at some positions that hold tokens, [P, hidden].
 
     Args:
@@ -99,12 +111,22 @@ def encode_at(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: Toke
         token_type_ids: int64 [B, L].
         places: of the tokens.
         positions: int64 [P], row * L + position.
+        recompute: as in `encode`, but for the last layer.
     """
     *before, last = bert.encoder.layer
-    hidden = _through(before, _embedded(bert, input_ids, token_type_ids, places), places)
+    hidden = _through(before, _embedded(bert, input_ids, token_type_ids, places), places, recompute)
     wanted = places.numbers(positions)
     attended = _attended(last.attention.self, hidden, places)
     return _after_attention(last, attended.index_select(0, wanted), hidden.index_select(0, wanted))
+
+
+def layer_blocks(bert: Any) -> list[list[nn.Module]]:
+    """Return the modules of each layer that `encode` and `encode_at` run: not the layer itself, nor its attention."""
+    found = []
+    for layer in bert.encoder.layer:
+        heads = layer.attention.self
+        found.append([heads.query, heads.key, heads.value, layer.attention.output, layer.intermediate, layer.output])
+    return found
 
 
 def _embedded(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPlaces) -> Tensor:
@@ -114,10 +136,19 @@ def _embedded(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: Toke
     return bert.embeddings(input_ids=ids, token_type_ids=types, position_ids=positions)[0]
 
 
-def _through(layers: Iterable[Any], hidden: Tensor, places: TokenPlaces) -> Tensor:
+def _through(layers: Iterable[Any], hidden: Tensor, places: TokenPlaces, recompute: bool) -> Tensor:
     for layer in layers:
-        hidden = _after_attention(layer, _attended(layer.attention.self, hidden, places), hidden)
+        if recompute and torch.is_grad_enabled():
+            # To its end: FSDP counts the modules of a block that have run.
+            with set_checkpoint_early_stop(False):
+                hidden = checkpoint(_layer, layer, hidden, places, use_reentrant=False)
+        else:
+            hidden = _layer(layer, hidden, places)
     return hidden
+
+
+def _layer(layer: Any, hidden: Tensor, places: TokenPlaces) -> Tensor:
+    return _after_attention(layer, _attended(layer.attention.self, hidden, places), hidden)
 
 
 def _attended(layer: Any, hidden: Tensor, places: TokenPlaces) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from largebatch.bert import weights
 from largebatch.bert.dropout import quicken_
-from largebatch.bert.encoder import TokenPlaces, encode_at
+from largebatch.bert.encoder import TokenPlaces, encode_at, layer_blocks
 from largebatch.bert.masking import IGNORED
 from largebatch.bert.weights import BertConfig, BertForPreTraining
 from largebatch.networks import seeded
@@ -27,7 +27,16 @@ class PretrainingModel(nn.Module):
     def __init__(self, network: BertForPreTraining) -> None:
         super().__init__()
         self.network = network
+        self._recompute = False
         quicken_(network)
+
+    def blocks(self) -> list[list[nn.Module]]:
+        """Return what of each layer runs in every pass, for FSDP."""
+        return layer_blocks(self.network.bert)
+
+    def recompute_activations(self) -> None:
+        """Keep the inputs of layers alone between passes."""
+        self._recompute = True
 
     def forward(
         self,
@@ -58,7 +67,8 @@ class PretrainingModel(nn.Module):
         rows, length = input_ids.shape
         first = torch.arange(0, rows * length, length, device=input_ids.device)
         wanted = torch.cat([first, masked_positions])
-        encoded = encode_at(bert, input_ids, token_type_ids, TokenPlaces(attention_mask), wanted)
+        places = TokenPlaces(attention_mask)
+        encoded = encode_at(bert, input_ids, token_type_ids, places, wanted, recompute=self._recompute)
         predicted = encoded[rows:]
         # Cross-entropy over a vocabulary loses too much in half precision, whatever autocast thinks of it.
         token_logits = heads.predictions(predicted).float()

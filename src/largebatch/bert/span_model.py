@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from largebatch.bert import weights
 from largebatch.bert.dropout import quicken_
-from largebatch.bert.encoder import TokenPlaces, encode
+from largebatch.bert.encoder import TokenPlaces, encode, layer_blocks
 from largebatch.bert.weights import BertConfig, BertForQuestionAnswering
 from largebatch.errors import InputError
 from largebatch.networks import seeded
@@ -20,7 +20,16 @@ class SpanModel(nn.Module):
     def __init__(self, network: BertForQuestionAnswering) -> None:
         super().__init__()
         self.network = network
+        self._recompute = False
         quicken_(network)
+
+    def blocks(self) -> list[list[nn.Module]]:
+        """Return what of each layer runs in every pass, for FSDP."""
+        return layer_blocks(self.network.bert)
+
+    def recompute_activations(self) -> None:
+        """Keep the inputs of layers alone between passes."""
+        self._recompute = True
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of each position as start and as end, float32 [B, L] also under autocast.
@@ -31,7 +40,7 @@ class SpanModel(nn.Module):
             attention_mask: bool [B, L], False at padding, whose logits are minus infinity.
         """
         places = TokenPlaces(attention_mask)
-        encoded = encode(self.network.bert, input_ids, token_type_ids, places)
+        encoded = encode(self.network.bert, input_ids, token_type_ids, places, recompute=self._recompute)
         logits = places.padded(self.network.qa_outputs(encoded).float()).view(*attention_mask.shape, 2)
         starts, ends = logits.masked_fill(~attention_mask[:, :, None], -torch.inf).unbind(-1)
         return starts, ends

@@ -28,6 +28,15 @@ class CausalModel(nn.Module):
         super().__init__()
         self.network = network
 
+    def blocks(self) -> list[list[nn.Module]]:
+        """Return the layers, each by itself, for FSDP."""
+        transformer: Any = self.network.transformer
+        return [[layer] for layer in transformer.h]
+
+    def recompute_activations(self) -> None:
+        """Keep the inputs of layers alone between passes."""
+        self.network.gradient_checkpointing_enable({"use_reentrant": False})
+
     def forward(self, input_ids: Tensor, targets: Tensor, count_correct: bool = False) -> dict[str, Tensor]:
         """Return the sum of the cross-entropies, in nats, float32 also under autocast.
 

@@ -24,6 +24,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from largebatch.errors import InputError
+from largebatch.optim.shards import is_sharded
 from largebatch.train.distributed import World
 
 FORMAT_VERSION = 1
@@ -67,50 +68,63 @@ def save(
     keep: int,
     world: World,
 ) -> None:
-    """Write a checkpoint on the first rank and remove all but the newest ``keep``.
+    """Write a checkpoint and remove all but the newest ``keep``.
+
+    Each rank writes its own of what is in shards; of what every rank has, the first one writes all.
 
     Raises:
         InputError: if it cannot be written, a full disk for instance; the checkpoints before it are untouched.
     """
-    world.first_rank_does(lambda: _save(run_folder, model, optimizer, progress, ledger_bytes, keep))
-
-
-def _save(
-    run_folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    ledger_bytes: int,
-    keep: int,
-) -> None:
+    tensors = training_tensors(model, optimizer)
     folder = checkpoint_folder(run_folder, progress.step)
     aside = folder.with_name(folder.name + ".partial")
-    try:
+    together = any(is_sharded(tensor) for tensor in tensors.values())
+
+    def begin() -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        with _quiet_single_process():
-            writer = dcp.FileSystemWriter(aside, sync_files=True)
-            dcp.save(training_tensors(model, optimizer), storage_writer=writer, no_dist=True)
-        record = {
-            "format_version": FORMAT_VERSION,
-            "progress": asdict(progress),
-            "ledger_bytes": ledger_bytes,
-            "files": {path.name: _fingerprint(path) for path in sorted(aside.iterdir())},
-        }
-        with (aside / "checkpoint.json").open("wb") as file:
-            file.write(_sealed(record))
-            file.flush()
-            os.fsync(file.fileno())
-        _check(aside)
-        _sync_folder(aside)
+        if not together:
+            _write(tensors, aside, no_dist=True)
+
+    def end() -> None:
+        _seal(aside, progress, ledger_bytes)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         _sync_folder(folder.parent)
+
+    try:
+        world.first_rank_does(begin)
+        if together:
+            _write(tensors, aside, no_dist=False)
+        world.first_rank_does(end)
     except (OSError, dcp.api.CheckpointException) as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        if world.first:
+            shutil.rmtree(aside, ignore_errors=True)
         raise InputError(f"the checkpoint {folder} could not be written: {_reason(error)}") from error
-    for old in _folders(run_folder)[keep:]:
-        shutil.rmtree(old)
+    if world.first:
+        for old in _folders(run_folder)[keep:]:
+            shutil.rmtree(old)
+
+
+def _write(tensors: dict[str, Any], folder: Path, *, no_dist: bool) -> None:
+    with _quiet_single_process():
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder, sync_files=True), no_dist=no_dist)
+
+
+def _seal(aside: Path, progress: Progress, ledger_bytes: int) -> None:
+    """Write the record of all files, and read them all once more."""
+    record = {
+        "format_version": FORMAT_VERSION,
+        "progress": asdict(progress),
+        "ledger_bytes": ledger_bytes,
+        "files": {path.name: _fingerprint(path) for path in sorted(aside.iterdir())},
+    }
+    with (aside / "checkpoint.json").open("wb") as file:
+        file.write(_sealed(record))
+        file.flush()
+        os.fsync(file.fileno())
+    _check(aside)
+    _sync_folder(aside)
 
 
 def load_newest(

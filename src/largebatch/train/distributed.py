@@ -1,17 +1,16 @@
 """One process or many: the ranks that share a run, and the few numbers that they exchange.
 
-torchrun starts the processes; PyTorch's DistributedDataParallel averages their gradients.
+torchrun starts the processes; `parallel.py` says how they share a model.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from largebatch.errors import InputError
 
@@ -70,19 +69,6 @@ class World:
                 failure = error
         if self.sum([0.0 if failure is None else 1.0])[0] > 0:
             raise failure or SaidByFirstRank("the first rank stopped this run and says why")
-
-    def replicate(self, model: nn.Module) -> nn.Module:
-        """Return a module whose backward pass averages the gradients over the ranks."""
-        if self.ranks == 1:
-            return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        # A broadcast before each pass would undo what `step_statistics` gathers; `share_buffers` does it when needed.
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-
-
-def no_exchange(model: nn.Module) -> AbstractContextManager[None]:
-    """Return a context in which a backward pass only accumulates, without averaging over the ranks."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager

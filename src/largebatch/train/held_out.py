@@ -87,8 +87,10 @@ class HeldOut:
         stride = self._world.ranks * EVALUATION_SAMPLES
         firsts = range(self._world.rank * EVALUATION_SAMPLES, len(samples), stride)
         parts = [Part(first, samples[first : first + EVALUATION_SAMPLES], True) for first in firsts]
-        # A rank without a part takes one that does not count, since all must bring the same sums together.
-        every = Parts(self._task, dataset, parts or [Part(0, samples[:1], False)])
+        # A rank with fewer takes one that does not count: all bring the same sums together, and in shards of a model
+        # all run the same passes.
+        parts += [Part(0, samples[:1], False)] * (-(-len(samples) // stride) - len(parts))
+        every = Parts(self._task, dataset, parts)
         first = every[0]
         if sum(tensor.nbytes for tensor in first.batch.values()) * len(every) > KEPT_BYTES:
             return every

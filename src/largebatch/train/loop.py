@@ -20,28 +20,31 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from largebatch import counter_random
 from largebatch.errors import InputError
 from largebatch.train import checkpoint
 from largebatch.train.checkpoint import Progress
 from largebatch.train.data_order import DataOrder, check_batch
-from largebatch.train.distributed import World, no_exchange
+from largebatch.train.distributed import World
 from largebatch.train.finite import Diverged, first_bad_tensor
 from largebatch.train.held_out import HeldOut
 from largebatch.train.ledger import Ledger
 from largebatch.train.microbatch import Memory, activation_budget, check_multiple, largest_microbatch, measure
 from largebatch.train.observers import Observer
+from largebatch.train.parallel import SharedModel, check_sharding, recompute_activations_
 from largebatch.train.precision import chosen_precision
 from largebatch.train.ratios import adapted_ratios
 from largebatch.train.run import Run, Stage
 from largebatch.train.run_record import Origin, claim_folder, write_run_record
 from largebatch.train.step_data import LoadedMicrobatch, MicrobatchDataset, longest_first, moved, read, steps_from
-from largebatch.train.step_statistics import buffers_kept, fold_step_statistics, left_out
+from largebatch.train.step_statistics import fold_step_statistics, left_out
 from largebatch.train.stop import StopWish, listen
 from largebatch.train.task import Task, TaskDataset, check_targets
 from largebatch.train.utilisation import Utilisation
@@ -73,6 +76,9 @@ class Training:
         world.first_rank_does(self._check)
         torch.use_deterministic_algorithms(run.deterministic)
         self.model = self.task.build_model(run.seed).to(world.device)
+        if run.recompute:
+            recompute_activations_(self.model)
+        self._shared = SharedModel(self.model, world, run.sharding, run.shard_ranks, run.gradient_compression)
         try:
             self.optimizer: Any = run.optimizer.build(self.model)
         except ValueError as error:
@@ -81,8 +87,6 @@ class Training:
         self.autocast = torch.autocast(world.device.type, torch.bfloat16, enabled=run.precision == "bf16")
         if run.compile:
             self.model.compile()
-        self.replica = self.model
-        self._primed = False
         self.progress = Progress()
         self.ledger: Ledger | None = None
         self._held_out = HeldOut(self.task, run.seed, world, self.autocast, run.workers)
@@ -90,6 +94,7 @@ class Training:
 
     def _check(self) -> None:
         self.task.check(self.run.stages)
+        check_sharding(self.run.sharding, self.run.shard_ranks, self.world.ranks)
         for stage in self.run.stages:
             check_batch(stage.global_batch_samples, self.world.ranks)
             if self.run.microbatch != "auto":
@@ -107,7 +112,8 @@ class Training:
         if outcome is Outcome.STOPPED and self.world.first:
             (self.folder / STOPPED_FILE).write_text(json.dumps({"step": self.progress.step}) + "\n", encoding="utf-8")
         if outcome is Outcome.DONE:
-            self.world.first_rank_does(self._export)
+            model = self._shared.whole(lambda: self.task.build_model(self.run.seed))
+            self.world.first_rank_does(lambda: self._export(model or self.model))
         return outcome
 
     def _close(self) -> None:
@@ -115,18 +121,15 @@ class Training:
             observer.finish()
         if self.ledger is not None:
             self.ledger.close()
-        # DDP's reducer holds the process group. If it goes last, the group is destroyed by a thread that holds the
-        # interpreter's lock and waits for a gloo thread that waits for the lock: a deadlock, in one of three
-        # exits under load with torch 2.13. So it goes first, cycles and all, before the world is left.
-        self.replica = self.model
-        gc.collect()
+        self._shared.leave()
+        gc.collect()  # of cycles too, before the world is left
 
-    def _export(self) -> None:
+    def _export(self, model: nn.Module) -> None:
         """Write ``model/`` aside and rename it, so that it is never half there."""
         folder, aside = self.folder / "model", self.folder / "model.partial"
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            self.task.export(self.model, aside)
+            self.task.export(model, aside)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -142,7 +145,7 @@ class Training:
             found = checkpoint.load_newest(self.folder, self.model, self.optimizer, self._say)
             if found is not None:
                 self.progress, ledger_bytes = found
-        self.replica = self.world.replicate(self.model)
+        self._shared.join()
         session: dict[str, Any] = {"from_step": self.progress.step}
         if hasattr(self.optimizer, "kernels"):  # which of its ways an optimizer of ours goes
             session["kernels"] = ", ".join(self.optimizer.kernels())
@@ -191,7 +194,7 @@ class Training:
         for step in range(first, stage.steps):
             began = time.perf_counter()
             microbatches = next(source)
-            self._prime(microbatches[0])
+            self._shared.prime(partial(self._discarded_pass, microbatches[0]))
             if not self._step(number, stage, step, microbatches, began, wish):
                 self._checkpoint()
                 self._say(f"stopped after step {self.progress.step}, a checkpoint was written")
@@ -327,36 +330,26 @@ class Training:
         for position, micro in enumerate(microbatches):
             self._seed(number, step, micro.first_position)
             last = position + 1 == len(microbatches)
-            with nullcontext() if last else no_exchange(self.replica):
+            with self._shared.exchanging(last):
                 with self.autocast, nullcontext() if micro.counted else left_out(self.model):
-                    sums = self.task.loss(self.replica, moved(micro.batch, self.world.device))
+                    sums = self.task.loss(self._shared.runs, moved(micro.batch, self.world.device))
                 terms = [sums[term] * (scales[term] if micro.counted else 0.0) for term in weights]
                 torch.stack(terms).sum().backward()
             if micro.counted:
                 totals += torch.stack([sums[term].detach().double() for term in weights])
         return totals.tolist()
 
+    def _discarded_pass(self, micro: LoadedMicrobatch, model: nn.Module) -> None:
+        with self.autocast:
+            sums = self.task.loss(model, moved(micro.batch, self.world.device))
+        torch.stack(list(sums.values())).sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _seed(self, stage: int, step: int, first_position: int) -> None:
         seed = counter_random.key(self.run.seed, _DROPOUT, stage, step, first_position) >> 1
         torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device, for a millisecond
         if self.world.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-
-    def _prime(self, micro: LoadedMicrobatch) -> None:
-        """Let DDP settle its buckets in two discarded passes.
-
-        It orders them by the first backward pass that it sees; gloo then sums in another order than before, and a
-        resumed run would differ in the last bits from one that never stopped.
-        """
-        if self._primed or self.replica is self.model:
-            return
-        self._primed = True
-        with buffers_kept(self.model):
-            for _ in range(2):
-                with self.autocast:
-                    sums = self.task.loss(self.replica, moved(micro.batch, self.world.device))
-                torch.stack(list(sums.values())).sum().backward()
-                self.optimizer.zero_grad(set_to_none=True)
 
     def _skipped(self, stage: Stage, losses: Mapping[str, float]) -> None:
         tensor = first_bad_tensor(self.model, losses)
