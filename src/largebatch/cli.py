@@ -184,7 +184,7 @@ def _train(arguments: Sequence[str]) -> int:
     from largebatch.train.loop import Outcome, Training
     from largebatch.train.observers import Display, TensorBoard
     from largebatch.train.run import Run
-    from largebatch.train.run_record import Origin
+    from largebatch.train.run_record import Origin, is_restarted
     from largebatch.whole_way import WholeWay, check_alike, is_finished
 
     options, words = parse_known(TrainOptions, rest, f"train {name}")
@@ -194,7 +194,7 @@ def _train(arguments: Sequence[str]) -> int:
     folder = options.out or Path("runs") / origin.recipe_name
     for line in way.prepare(Path(getattr(run.task, "corpus", "")), dry=options.dry_run):
         print(line)
-    resume = options.resume
+    resume = options.resume or is_restarted(folder)
     if resume and way.source is not None and not folder.exists():
         print(f"{folder} holds no run yet, one begins there")  # the whole way was stopped while it prepared the text
         resume = False

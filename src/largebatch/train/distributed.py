@@ -7,12 +7,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from largebatch.errors import InputError
+
+SIGN = ".seen-"
+"""How the files begin by which ranks find out whether they see the same folder; a killed run may leave one."""
 
 
 class SaidByFirstRank(InputError):
@@ -58,6 +62,33 @@ class World:
         """Wait for all ranks."""
         if self.ranks > 1:
             dist.barrier()
+
+    def check_shared(self, folder: Path) -> None:
+        """Raise InputError on all ranks if one of them, on another node perhaps, does not see the first one's folder.
+
+        The folder is made, and for the time of the check there is a file in it.
+        """
+        if self.ranks == 1:
+            return
+        key = torch.randint(1 << 62, (1,), device=self.device)
+        dist.broadcast(key, 0)
+        sign = folder / f"{SIGN}{int(key)}"
+
+        def show() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            sign.touch()
+
+        self.first_rank_does(show)
+        blind = self.sum([0.0 if sign.exists() else 1.0])[0]
+        if self.first:
+            sign.unlink()
+            if blind and not any(folder.iterdir()):
+                folder.rmdir()
+        if blind:
+            raise InputError(
+                f"{blind:.0f} of {self.ranks} ranks do not see {folder.absolute()} as the first rank does; the folder "
+                "of a run has to be shared between nodes"
+            )
 
     def first_rank_does(self, action: Callable[[], None]) -> None:
         """Run an action on the first rank; all ranks go on together, or all raise if it failed."""

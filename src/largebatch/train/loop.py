@@ -103,6 +103,7 @@ class Training:
     def train(self, resume: bool) -> Outcome:
         """Run from the beginning or the newest checkpoint to the end, or to a wish to stop."""
         self.world.first_rank_does(lambda: claim_folder(self.folder, self.run, resume))
+        self.world.check_shared(self.folder)
         with listen() as wish:
             self._open(resume)
             try:

@@ -55,9 +55,7 @@ class SharedModel:
         # A broadcast before each pass would undo what `step_statistics` gathers; `share_buffers` does it when needed.
         self._replica = DistributedDataParallel(self.model, device_ids=ids, broadcast_buffers=False)
         if self._compression == "bf16":
-            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-
-            self._replica.register_comm_hook(None, bf16_compress_hook)
+            self._replica.register_comm_hook(None, _averaged_in_bf16)
 
     def leave(self) -> None:
         """Let go of what holds the process group.
@@ -114,6 +112,14 @@ class SharedModel:
         model = build()
         model.load_state_dict(found)
         return model
+
+
+def _averaged_in_bf16(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Average a bucket of gradients that are rounded before; PyTorch's own hook of this kind refuses gloo."""
+    buffer = bucket.buffer()
+    rounded = (buffer / dist.get_world_size()).to(torch.bfloat16)
+    work: Any = dist.all_reduce(rounded, async_op=True)
+    return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
 
 
 def check_sharding(sharding: Sharding, shard_ranks: int, ranks: int) -> None:
