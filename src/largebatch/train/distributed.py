@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from largebatch.errors import InputError
+from largebatch.train.meeting import meet
 
 SIGN = ".seen-"
 """How the files begin by which ranks find out whether they see the same folder; a killed run may leave one."""
@@ -122,7 +123,8 @@ def join_world(device: str) -> Iterator[World]:
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield World(0, 1, where)
         return
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    store, rank, ranks = meet()
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=ranks)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), where)
     finally:
