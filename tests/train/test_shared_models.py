@@ -126,3 +126,13 @@ def test_what_cannot_be_shared_is_one_sentence(tmp_path: Path, words: tuple[str,
     assert len(told) == 1
     assert said in told[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_a_rank_does_not_see_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = run(Path("run"), ranks=2, recipe="train.elsewhere:elsewhere")
+    assert refused.returncode != 0
+    told = {line for line in refused.stderr.splitlines() if line.startswith("largebatch: ")}
+    assert len(told) == 1
+    assert "1 of 2 ranks do not see" in told.pop()
+    assert not (tmp_path / "run").exists()

@@ -26,6 +26,7 @@ from largebatch.optim.gathering import (
     portions,
     real_blocks,
     refuse_sparse,
+    what_lies_here,
 )
 from largebatch.optim.gradient_norm import on
 from largebatch.optim.kernels import cpu, gpu, pieces, plain
@@ -123,22 +124,19 @@ class TrustRatioOptimizer(StatefulOptimizer):
             moments: list[list[Tensor]] = [[] for _ in keys]
             capturable = self._init_group(group, numbers, params, grads, steps, masters, *moments)
             self._last.capturables.append(capturable)
-            members = []
-            for i, number in enumerate(numbers):
-                p, master = params[i], masters[i]
-                layout = None if is_native(p) else layout_of(p)
-                members.append(
-                    Member(
-                        number,
-                        p,
-                        p if layout is None else local(p),
-                        grads[i] if layout is None else layout.here(grads[i]),
-                        steps[i] if steps else None,
-                        local(master) if master is not p else None,
-                        tuple([local(moment[i]) for moment in moments]),
-                        layout,
-                    )
+            members = [
+                Member(
+                    number,
+                    params[i],
+                    params[i],
+                    grads[i],
+                    steps[i] if steps else None,
+                    masters[i] if masters[i] is not params[i] else None,
+                    tuple([moment[i] for moment in moments]),
                 )
+                for i, number in enumerate(numbers)
+            ]
+            members = [member if is_native(member.p) else what_lies_here(member) for member in members]
             for device, native, spread, some in alike(members):
                 phases = self._phases[self._backend(options, device, native)]
                 # Phase 1 of all that is spread comes before phase 3 of any, so that nothing is gained by portions.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from largebatch.optim.kernels.contract import Layers
-from largebatch.optim.shards import Layout, Spread
+from largebatch.optim.shards import Layout, Spread, layout_of, local
 from largebatch.optim.state import HALF, REAL_DTYPE, STATE_DTYPE
 
 
@@ -45,6 +45,20 @@ def refuse_sparse(grad: Tensor) -> None:
 def is_native(p: Tensor) -> bool:
     """Return whether a tensor is of no subclass that may lack operations or memory of its own."""
     return type(p) in (Tensor, torch.nn.Parameter)
+
+
+def what_lies_here(member: Member) -> Member:
+    """Return a member with what of its tensors lies here; itself if it is no DTensor."""
+    layout = layout_of(member.p)
+    if layout is None:
+        return member
+    return member._replace(
+        here=local(member.p),
+        grad=layout.here(member.grad),
+        master=None if member.master is None else local(member.master),
+        moments=tuple([local(moment) for moment in member.moments]),
+        layout=layout,
+    )
 
 
 class Alike(NamedTuple):
