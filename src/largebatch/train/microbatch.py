@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.errors import InputError
+from largebatch.optim.shards import local
 from largebatch.train.step_statistics import buffers_kept
 from largebatch.train.task import Batch, Task
 
@@ -42,7 +43,7 @@ class Memory:
 
 def measure(task: Task, model: nn.Module, one: Batch, two: Batch, autocast: torch.autocast) -> Memory:
     """Measure with one forward pass over a batch of one sample and one over a batch of two."""
-    parameters = list(model.parameters())
+    parameters = [local(p) for p in model.parameters()]
     with buffers_kept(model):
         difference = _saved_bytes(task, model, two, autocast) - _saved_bytes(task, model, one, autocast)
     return Memory(
@@ -79,7 +80,7 @@ def activation_budget(memory: Memory, device: torch.device) -> int:
 
 
 def _saved_bytes(task: Task, model: nn.Module, batch: Batch, autocast: torch.autocast) -> int:
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    own = {local(p).untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, int] = {}
 
     def remember(tensor: Tensor) -> Tensor:
