@@ -103,6 +103,14 @@ def test_a_bert_in_blocks_with_recomputed_activations(tmp_path: Path) -> None:
     assert train_losses(shards) == pytest.approx(train_losses(plain), rel=1e-5)
 
 
+def test_images_with_weights_in_another_order_of_memory(tmp_path: Path) -> None:
+    words = ("--microbatch", "256", "--epochs", "5")
+    plain = done(tmp_path / "plain", *words, recipe="digits")
+    shards = done(tmp_path / "shards", *words, "--sharding", "fsdp", recipe="digits", ranks=2)
+    assert train_losses(shards) == pytest.approx(train_losses(plain), rel=1e-5)
+    assert (shards / "model" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "ranks", "said"),
     [

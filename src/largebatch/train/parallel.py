@@ -152,6 +152,8 @@ def _shard_(model: nn.Module, world: World, sharding: Sharding, shard_ranks: int
         own = _shard_ranks(shard_ranks, world.ranks)
         mesh = init_device_mesh(kind, (world.ranks // own, own), mesh_dim_names=("replicate", "shard"))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if compression == "bf16" else None)
+    for p in model.parameters():
+        p.data = p.data.contiguous()  # FSDP2 takes no other order; kernels of convolutions turn channels-last ones
     told: Any = getattr(model, "blocks", None)
     for block in [] if told is None else told():
         fully_shard(block, mesh=mesh, mp_policy=policy)
