@@ -85,6 +85,8 @@ class World:
             sign.unlink()
             if blind and not any(folder.iterdir()):
                 folder.rmdir()
+        if blind and not self.first:
+            raise SaidByFirstRank("the first rank says that this one does not see its folder, or another")
         if blind:
             raise InputError(
                 f"{blind:.0f} of {self.ranks} ranks do not see {folder.absolute()} as the first rank does; the folder "
