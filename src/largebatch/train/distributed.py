@@ -76,8 +76,11 @@ class World:
         sign = folder / f"{SIGN}{int(key)}"
 
         def show() -> None:
-            folder.mkdir(parents=True, exist_ok=True)
-            sign.touch()
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                sign.touch()
+            except OSError as error:
+                raise InputError(f"{folder} cannot be written: {error.strerror}") from error
 
         self.first_rank_does(show)
         blind = self.sum([0.0 if sign.exists() else 1.0])[0]
