@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from largebatch.optim import LAMB, LANS, LARS, Layerwise, StepMonitor, shards
+from largebatch.train.distributed import leave_world
 
 SHAPES = {
     "first.weight": (8, 6),
@@ -468,7 +469,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     results = {scenario.__name__: scenario() for scenario in SCENARIOS}
     torch.save(results, folder / f"rank-{rank}.pt")
-    dist.destroy_process_group()
+    leave_world()
 
 
 if __name__ == "__main__":

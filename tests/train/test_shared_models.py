@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,17 @@ import torch
 
 from largebatch.cli import main
 from train.test_bert_processes import TINY, write_text
-from train.test_processes import RECIPE, SLOWLY, kill_all, ledger, run, started, train_losses, wait_for_steps
+from train.test_processes import (
+    RECIPE,
+    SLOWLY,
+    environment,
+    kill_all,
+    ledger,
+    run,
+    started,
+    train_losses,
+    wait_for_steps,
+)
 
 WAYS = {
     "ddp": (),
@@ -109,6 +121,47 @@ def test_images_with_weights_in_another_order_of_memory(tmp_path: Path) -> None:
     shards = done(tmp_path / "shards", *words, "--sharding", "fsdp", recipe="digits", ranks=2)
     assert train_losses(shards) == pytest.approx(train_losses(plain), rel=1e-5)
     assert (shards / "model" / "config.json").exists()
+
+
+_LEAVING = """
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch.distributed as dist
+from largebatch.train import distributed
+from largebatch.train.loop import Training
+from train.test_loop import ORIGIN
+from train.toy import toy
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+if sys.argv[2] == "alone":
+    distributed.leave_world = dist.destroy_process_group
+before = threads()
+with distributed.join_world("cpu") as world:
+    trained = Training(replace(toy(), sharding="fsdp"), Path(sys.argv[1]) / "run", world, [], ORIGIN)
+    trained.train(resume=False)
+    assert threads() > before
+    del trained
+print(threads() - before)
+"""
+
+
+@pytest.mark.parametrize(("way", "left"), [("ours", False), ("alone", True)])
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path, way: str, left: bool) -> None:
+    one = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _LEAVING, str(tmp_path), way],
+        env={**environment(), **one},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (int(done.stdout) > 0) == left, done.stderr
 
 
 @pytest.mark.parametrize(
