@@ -8,12 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from train.test_processes import RECIPE, environment, kill_all, ledger, run, train_losses, wait_for_steps
+from train.test_processes import (
+    RECIPE,
+    environment,
+    kill_all,
+    ledger,
+    run,
+    running,
+    session,
+    train_losses,
+    wait_for_steps,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -22,39 +32,25 @@ pytestmark = pytest.mark.slow
 def torchrun(
     out: Path, name: str, launcher: tuple[str, ...], words: tuple[str, ...]
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start an agent in a session of its own; at the end nothing of it is left."""
-    logs = (out.parent / f"{name}.out").open("w")
+    """Start an agent; at the end neither it nor its ranks are left."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--log-dir={out.parent / name}", *launcher]
-    process = subprocess.Popen(
-        [*command, "-m", "largebatch", "train", RECIPE, "--out", str(out), *words],
-        env=environment(),
-        stdout=logs,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        kill_all(out)
-        logs.close()
+    command += ["-m", "largebatch", "train", RECIPE, "--out", str(out), *words]
+    with (out.parent / f"{name}.out").open("w") as logs:
+        try:
+            with session(command, stdout=logs, stderr=subprocess.STDOUT) as process:
+                yield process
+        finally:
+            kill_all(out)
 
 
 def _children(process: subprocess.Popen[str]) -> list[int]:
     """Return the ranks that an agent has started."""
     found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                words = (folder / "cmdline").read_bytes()
-            except (OSError, IndexError):
-                continue
+    for number, words in running():
+        with suppress(OSError, IndexError):
+            parent = int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
             if parent == process.pid and b"largebatch" in words:
-                found.append(int(folder.name))
+                found.append(number)
     return found
 
 

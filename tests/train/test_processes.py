@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,16 @@ def run(out: Path, *words: str, ranks: int = 1, recipe: str = RECIPE) -> subproc
     )
 
 
+def started(
+    out: Path, *words: str, ranks: int = 1, recipe: str = RECIPE
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    return session(command(out, *words, ranks=ranks, recipe=recipe), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 @contextmanager
-def started(out: Path, *words: str, ranks: int = 1, recipe: str = RECIPE) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        command(out, *words, ranks=ranks, recipe=recipe),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def session(words: list[str], **streams: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start a command in a session of its own, of which nothing is left at the end."""
+    process = subprocess.Popen(words, env=environment(), text=True, start_new_session=True, **streams)
     try:
         yield process
     finally:
@@ -173,16 +173,19 @@ def test_two_ranks_resume_to_the_bit_after_kill_9_of_both(tmp_path: Path) -> Non
     assert ledger(broken) == ledger(whole)
 
 
-def kill_all(out: Path) -> None:
-    """Kill -9 torchrun, if it is still there, and its workers, which it starts in sessions of their own."""
+def running() -> Iterator[tuple[int, list[bytes]]]:
+    """Yield the number and the words of each process."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if str(out).encode() in words:
-                os.kill(int(folder.name), signal.SIGKILL)
+            with suppress(OSError):
+                yield int(folder.name), (folder / "cmdline").read_bytes().split(b"\0")
+
+
+def kill_all(out: Path) -> None:
+    """Kill -9 torchrun, if it is still there, and its workers, which it starts in sessions of their own."""
+    for number, words in running():
+        if str(out).encode() in words:
+            os.kill(number, signal.SIGKILL)
 
 
 def test_a_stop_under_torchrun_saves_once_and_says_so(tmp_path: Path) -> None:

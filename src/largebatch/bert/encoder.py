@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from largebatch.bert.attention import attention
+from largebatch.bert.dropout import quicken_
 from largebatch.bert.shapes import filling
 
 
@@ -120,13 +121,26 @@ def encode_at(
     return _after_attention(last, attended.index_select(0, wanted), hidden.index_select(0, wanted))
 
 
-def layer_blocks(bert: Any) -> list[list[nn.Module]]:
-    """Return the modules of each layer that `encode` and `encode_at` run: not the layer itself, nor its attention."""
-    found = []
-    for layer in bert.encoder.layer:
-        heads = layer.attention.self
-        found.append([heads.query, heads.key, heads.value, layer.attention.output, layer.intermediate, layer.output])
-    return found
+class OverBert(nn.Module):
+    """A network of transformers with a BERT in it, whose layers `encode` and `encode_at` run."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self._recompute = False
+        quicken_(network)
+
+    def blocks(self) -> list[list[nn.Module]]:
+        """Return what of each layer runs in every pass, for FSDP: not the layer itself, nor its attention."""
+        return [
+            [getattr(layer.attention.self, name) for name in ("query", "key", "value")]
+            + [layer.attention.output, layer.intermediate, layer.output]
+            for layer in self.network.bert.encoder.layer
+        ]
+
+    def recompute_activations(self) -> None:
+        """Keep the inputs of layers alone between passes."""
+        self._recompute = True
 
 
 def _embedded(bert: Any, input_ids: Tensor, token_type_ids: Tensor, places: TokenPlaces) -> Tensor:

@@ -14,29 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from largebatch.bert import weights
-from largebatch.bert.dropout import quicken_
-from largebatch.bert.encoder import TokenPlaces, encode_at, layer_blocks
+from largebatch.bert.encoder import OverBert, TokenPlaces, encode_at
 from largebatch.bert.masking import IGNORED
 from largebatch.bert.weights import BertConfig, BertForPreTraining
 from largebatch.networks import seeded
 
 
-class PretrainingModel(nn.Module):
+class PretrainingModel(OverBert):
     """``BertForPreTraining`` with the vocabulary projection at predicted positions only."""
 
-    def __init__(self, network: BertForPreTraining) -> None:
-        super().__init__()
-        self.network = network
-        self._recompute = False
-        quicken_(network)
-
-    def blocks(self) -> list[list[nn.Module]]:
-        """Return what of each layer runs in every pass, for FSDP."""
-        return layer_blocks(self.network.bert)
-
-    def recompute_activations(self) -> None:
-        """Keep the inputs of layers alone between passes."""
-        self._recompute = True
+    network: BertForPreTraining
 
     def forward(
         self,

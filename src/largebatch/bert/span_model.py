@@ -3,33 +3,20 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from largebatch.bert import weights
-from largebatch.bert.dropout import quicken_
-from largebatch.bert.encoder import TokenPlaces, encode, layer_blocks
+from largebatch.bert.encoder import OverBert, TokenPlaces, encode
 from largebatch.bert.weights import BertConfig, BertForQuestionAnswering
 from largebatch.errors import InputError
 from largebatch.networks import seeded
 
 
-class SpanModel(nn.Module):
+class SpanModel(OverBert):
     """``BertForQuestionAnswering``: two logits for each position."""
 
-    def __init__(self, network: BertForQuestionAnswering) -> None:
-        super().__init__()
-        self.network = network
-        self._recompute = False
-        quicken_(network)
-
-    def blocks(self) -> list[list[nn.Module]]:
-        """Return what of each layer runs in every pass, for FSDP."""
-        return layer_blocks(self.network.bert)
-
-    def recompute_activations(self) -> None:
-        """Keep the inputs of layers alone between passes."""
-        self._recompute = True
+    network: BertForQuestionAnswering
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of each position as start and as end, float32 [B, L] also under autocast.

@@ -101,9 +101,12 @@ def save(
         if world.first:
             shutil.rmtree(aside, ignore_errors=True)
         raise InputError(f"the checkpoint {folder} could not be written: {_reason(error)}") from error
-    if world.first:
-        for old in _folders(run_folder)[keep:]:
-            shutil.rmtree(old)
+    world.first_rank_does(lambda: _prune(run_folder, keep))
+
+
+def _prune(run_folder: Path, keep: int) -> None:
+    for old in _folders(run_folder)[keep:]:
+        shutil.rmtree(old)
 
 
 def _write(tensors: dict[str, Any], folder: Path, *, no_dist: bool) -> None:

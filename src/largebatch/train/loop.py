@@ -114,7 +114,7 @@ class Training:
             (self.folder / STOPPED_FILE).write_text(json.dumps({"step": self.progress.step}) + "\n", encoding="utf-8")
         if outcome is Outcome.DONE:
             model = self._shared.whole(lambda: self.task.build_model(self.run.seed))
-            self.world.first_rank_does(lambda: self._export(model or self.model))
+            self.world.first_rank_does(lambda: self._export(model))
         return outcome
 
     def _close(self) -> None:

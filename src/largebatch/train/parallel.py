@@ -13,7 +13,7 @@ The optimizer's norms are those of whole layers in all three. A model says what 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,10 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from largebatch.errors import InputError
 from largebatch.train.distributed import World
+from largebatch.train.run import Compression, Sharding
 from largebatch.train.step_statistics import buffers_kept
-
-Sharding = Literal["ddp", "fsdp", "hsdp"]
-Compression = Literal["none", "bf16"]
 
 
 class SharedModel:
@@ -34,11 +32,7 @@ class SharedModel:
     def __init__(
         self, model: nn.Module, world: World, sharding: Sharding, shard_ranks: int, compression: Compression
     ) -> None:
-        """Cut the model into parts, where that is asked for; the optimizer is built after this.
-
-        Raises:
-            InputError: ranks cannot be shared out so, or there is only one process.
-        """
+        """Cut the model into parts, where that is asked for and `check_sharding` allows; the optimizer comes after."""
         self.model, self._world, self._compression = model, world, compression
         self._replica: Any = None
         self._primed = False
@@ -96,8 +90,8 @@ class SharedModel:
             for _ in range(2):
                 backward(self._replica)
 
-    def whole(self, build: Callable[[], nn.Module]) -> nn.Module | None:
-        """Return the model with all of its weights, on the first rank; None on the others of a sharded one.
+    def whole(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """Return the model with all of its weights on the first rank; all ranks ask, the others get their part.
 
         Args:
             build: makes another of the same kind.
@@ -108,7 +102,7 @@ class SharedModel:
 
         found = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if not self._world.first:
-            return None
+            return self.model
         model = build()
         model.load_state_dict(found)
         return model
@@ -144,7 +138,6 @@ def _shard_(model: nn.Module, world: World, sharding: Sharding, shard_ranks: int
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    check_sharding(sharding, shard_ranks, world.ranks)
     kind = world.device.type
     if sharding == "fsdp":
         mesh = init_device_mesh(kind, (world.ranks,), mesh_dim_names=("shard",))

@@ -19,6 +19,9 @@ from largebatch.schedules import Schedule
 TaskT = TypeVar("TaskT")
 OptimizerT = TypeVar("OptimizerT")
 
+Sharding = Literal["ddp", "fsdp", "hsdp"]
+Compression = Literal["none", "bf16"]
+
 CHANGEABLE_AT_RESUME = ("microbatch", "workers", "device", "sharding", "shard_ranks", "recompute", "task.corrupt")
 """Fields of a run that do not change what is computed, only where, in which portions, and what ends the run."""
 
@@ -91,11 +94,11 @@ class Run(Generic[TaskT, OptimizerT]):
     """Where to train; auto takes a GPU where there is one."""
     workers: int = 0
     """Processes that prepare batches ahead of time; 0 prepares them in the training process."""
-    sharding: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    sharding: Sharding = "ddp"
     """How ranks share the model: each has all of it, a part, or each group of shard_ranks ranks has all in parts."""
     shard_ranks: int = 0
     """Ranks that have one copy of the model together, with hsdp; 0 is those of a node."""
-    gradient_compression: Literal["none", "bf16"] = "none"
+    gradient_compression: Compression = "none"
     """What gradients are rounded to for their exchange between ranks."""
     recompute: bool = False
     """Keep only the inputs of the model's blocks between forward and backward passes, and run the blocks again."""
