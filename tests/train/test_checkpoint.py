@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from largebatch.errors import InputError
 from largebatch.train import checkpoint
 from largebatch.train.checkpoint import Progress
+from largebatch.train.checkpoint_writer import CheckpointWriter
 from train.test_loop import ALONE, lines, training
 from train.toy import toy
 
@@ -18,8 +21,10 @@ from train.toy import toy
 def _saved(folder: Path, steps: tuple[int, ...] = (1, 2)) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     trained = training(toy(), folder)
     trained.optimizer.init_state()
+    writer = CheckpointWriter(folder, 9, ALONE)
     for step in steps:
-        checkpoint.save(folder, trained.model, trained.optimizer, Progress(step=step), 7 * step, 9, ALONE)
+        writer.begin(trained.model, trained.optimizer, Progress(step=step), 7 * step)
+    writer.finish()
     return trained.model, trained.optimizer
 
 
@@ -41,6 +46,52 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert found[0] == trained.progress
     assert set(after) == set(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = training(toy(), tmp_path)
+    trained.optimizer.init_state()
+    changed = threading.Event()
+    write = checkpoint.write
+
+    def write_late(tensors: dict[str, Any], folder: Path, group: Any, *, no_dist: bool) -> None:
+        assert changed.wait(60)
+        write(tensors, folder, group, no_dist=no_dist)
+
+    monkeypatch.setattr(checkpoint, "write", write_late)
+    held = checkpoint.training_tensors(trained.model, trained.optimizer)
+    before = {name: tensor.clone() for name, tensor in held.items()}
+    writer = CheckpointWriter(tmp_path, 2, ALONE)
+    writer.begin(trained.model, trained.optimizer, Progress(step=3), 5)
+    for tensor in held.values():
+        tensor.data.add_(1)
+    changed.set()
+    writer.finish()
+    assert checkpoint.load_newest(tmp_path, trained.model, trained.optimizer, pytest.fail) == (Progress(step=3), 5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in held.items())
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    went_on = threading.Event()
+    write = checkpoint.write
+
+    def write_late(tensors: dict[str, Any], folder: Path, group: Any, *, no_dist: bool) -> None:
+        assert went_on.wait(60), "training waited for the checkpoint"
+        write(tensors, folder, group, no_dist=no_dist)
+
+    monkeypatch.setattr(checkpoint, "write", write_late)
+    trained = training(toy(), tmp_path / "run")
+    record = trained._record
+
+    def notice(kind: str, **fields: Any) -> None:
+        record(kind, **fields)
+        if kind == "train" and trained.progress.step == toy().checkpoint_every_steps + 1:
+            went_on.set()
+
+    monkeypatch.setattr(trained, "_record", notice)
+    trained.train(resume=False)
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])

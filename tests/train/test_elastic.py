@@ -129,6 +129,7 @@ from train.test_loop import ALONE, training
 from train.toy import toy
 from largebatch.train import checkpoint
 from largebatch.train.checkpoint import Progress
+from largebatch.train.checkpoint_writer import CheckpointWriter
 
 folder = Path(sys.argv[1])
 trained = training(toy(), folder)
@@ -136,8 +137,10 @@ trained.optimizer.init_state()
 draw, last, interrupted = random.SystemRandom(), 0, 0
 
 def save_for_ever(told):
+    writer = CheckpointWriter(folder, 2, ALONE)
     for step in range(last + 1, 1_000_000):
-        checkpoint.save(folder, trained.model, trained.optimizer, Progress(step=step), step, 2, ALONE)
+        writer.begin(trained.model, trained.optimizer, Progress(step=step), step)
+        writer.finish()
         os.write(told, b"%d\\n" % step)
 
 def damaged(sentence):

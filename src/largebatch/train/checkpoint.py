@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from largebatch.errors import InputError
-from largebatch.optim.shards import is_sharded
-from largebatch.train.distributed import World
 
 FORMAT_VERSION = 1
 
@@ -59,75 +58,51 @@ def checkpoint_folder(run_folder: Path, step: int) -> Path:
     return run_folder / "checkpoints" / f"step-{step:09d}"
 
 
-def save(
-    run_folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    ledger_bytes: int,
-    keep: int,
-    world: World,
-) -> None:
-    """Write a checkpoint and remove all but the newest ``keep``.
+def aside(folder: Path) -> Path:
+    """Return where a checkpoint is written until it is complete."""
+    return folder.with_name(folder.name + ".partial")
 
-    Each rank writes its own of what is in shards; of what every rank has, the first one writes all.
+
+def write(tensors: dict[str, Any], folder: Path, group: dist.ProcessGroup | None, *, no_dist: bool) -> None:
+    """Write the files of tensors, this rank's own or, without others, all.
 
     Raises:
-        InputError: if it cannot be written, a full disk for instance; the checkpoints before it are untouched.
+        OSError, CheckpointException: if a rank cannot.
     """
-    tensors = training_tensors(model, optimizer)
-    folder = checkpoint_folder(run_folder, progress.step)
-    aside = folder.with_name(folder.name + ".partial")
-    together = any(is_sharded(tensor) for tensor in tensors.values())
-
-    def begin() -> None:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        if not together:
-            _write(tensors, aside, no_dist=True)
-
-    def end() -> None:
-        _seal(aside, progress, ledger_bytes)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-        _sync_folder(folder.parent)
-
-    try:
-        world.first_rank_does(begin)
-        if together:
-            _write(tensors, aside, no_dist=False)
-        world.first_rank_does(end)
-    except (OSError, dcp.api.CheckpointException) as error:
-        if world.first:
-            shutil.rmtree(aside, ignore_errors=True)
-        raise InputError(f"the checkpoint {folder} could not be written: {_reason(error)}") from error
-    world.first_rank_does(lambda: _prune(run_folder, keep))
-
-
-def _prune(run_folder: Path, keep: int) -> None:
-    for old in _folders(run_folder)[keep:]:
-        shutil.rmtree(old)
-
-
-def _write(tensors: dict[str, Any], folder: Path, *, no_dist: bool) -> None:
     with _quiet_single_process():
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder, sync_files=True), no_dist=no_dist)
+        writer = dcp.FileSystemWriter(folder, sync_files=True)
+        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=no_dist)
 
 
-def _seal(aside: Path, progress: Progress, ledger_bytes: int) -> None:
-    """Write the record of all files, and read them all once more."""
+def seal(folder: Path, progress: Progress, ledger_bytes: int) -> None:
+    """Write the record of all files, read them all once more, and give the checkpoint its name.
+
+    Raises:
+        OSError: if a file cannot be written.
+        InputError: if what lies there is not what was written.
+    """
+    partial = aside(folder)
     record = {
         "format_version": FORMAT_VERSION,
         "progress": asdict(progress),
         "ledger_bytes": ledger_bytes,
-        "files": {path.name: _fingerprint(path) for path in sorted(aside.iterdir())},
+        "files": {path.name: _fingerprint(path) for path in sorted(partial.iterdir())},
     }
-    with (aside / "checkpoint.json").open("wb") as file:
+    with (partial / "checkpoint.json").open("wb") as file:
         file.write(_sealed(record))
         file.flush()
         os.fsync(file.fileno())
-    _check(aside)
-    _sync_folder(aside)
+    _check(partial)
+    _sync_folder(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    _sync_folder(folder.parent)
+
+
+def prune(run_folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest ``keep``."""
+    for old in _folders(run_folder)[keep:]:
+        shutil.rmtree(old)
 
 
 def load_newest(
@@ -216,7 +191,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Return the operating system's words, which torch.distributed.checkpoint wraps in a traceback."""
     inner = list(_causes(error))
     for cause in inner:

@@ -31,6 +31,7 @@ from largebatch import counter_random
 from largebatch.errors import InputError
 from largebatch.train import checkpoint
 from largebatch.train.checkpoint import Progress
+from largebatch.train.checkpoint_writer import CheckpointWriter
 from largebatch.train.data_order import DataOrder, check_batch
 from largebatch.train.distributed import World
 from largebatch.train.finite import Diverged, first_bad_tensor
@@ -91,6 +92,7 @@ class Training:
         self.ledger: Ledger | None = None
         self._held_out = HeldOut(self.task, run.seed, world, self.autocast, run.workers)
         self._utilisation = Utilisation(self.task)
+        self._checkpoints = CheckpointWriter(folder, run.keep_checkpoints, world)
 
     def _check(self) -> None:
         self.task.check(self.run.stages)
@@ -108,6 +110,7 @@ class Training:
             self._open(resume)
             try:
                 outcome = self._all_stages(wish)
+                self._checkpoints.finish()
             finally:
                 self._close()
         if outcome is Outcome.STOPPED and self.world.first:
@@ -122,6 +125,7 @@ class Training:
             observer.finish()
         if self.ledger is not None:
             self.ledger.close()
+        self._checkpoints.leave()
         self._shared.leave()
         gc.collect()  # of cycles too, before the world is left
 
@@ -198,6 +202,7 @@ class Training:
             self._shared.prime(partial(self._discarded_pass, microbatches[0]))
             if not self._step(number, stage, step, microbatches, began, wish):
                 self._checkpoint()
+                self._checkpoints.finish()
                 self._say(f"stopped after step {self.progress.step}, a checkpoint was written")
                 return Outcome.STOPPED
             last = step + 1 == stage.steps
@@ -377,9 +382,7 @@ class Training:
 
     def _checkpoint(self) -> None:
         length = self.ledger.sync() if self.ledger is not None else 0
-        checkpoint.save(
-            self.folder, self.model, self.optimizer, self.progress, length, self.run.keep_checkpoints, self.world
-        )
+        self._checkpoints.begin(self.model, self.optimizer, self.progress, length)
 
     def _record(self, kind: str, **fields: Any) -> None:
         if self.ledger is None:
