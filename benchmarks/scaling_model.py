@@ -90,6 +90,13 @@ def step_seconds(
     return max(compute + max(exchange - hidden, 0.0) + optimizer + waiting, data)
 
 
+def nearest_factors(terms: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Return the factors of terms, all at least 0, whose sums have the least squared relative errors."""
+    table = np.array(terms) / np.array(seconds)[:, None]
+    scale = table.max(axis=0)
+    return (nnls(table / scale, np.ones(len(seconds)))[0] / scale).tolist()
+
+
 # ---- BERT-Large as published -------------------------------------------------------------------------------------
 
 _LAYERS, _HIDDEN, _INTERMEDIATE, _VOCABULARY = 24, 1024, 4096, 30_522
@@ -175,10 +182,8 @@ def _coefficients(row: PublishedTime) -> tuple[float, float, float]:
 
 def fitted(rows: Sequence[PublishedTime]) -> Fit:
     """Return the constants of the least sum of squared relative errors."""
-    table = np.array([_coefficients(row) for row in rows]) / np.array([[row.seconds] for row in rows])
-    scale = table.max(axis=0)
-    found = nnls(table / scale, np.ones(len(rows)))[0] / scale
-    return Fit(1 / found[0], float(found[1]), float(found[2]))
+    rate, fixed, doubling = nearest_factors([_coefficients(row) for row in rows], [row.seconds for row in rows])
+    return Fit(1 / rate, fixed, doubling)
 
 
 def efficiency(seconds: float, chips: int, base: PublishedTime) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import scaling_model
+from scaling_measured import link_from
 from scaling_model import (
     Cluster,
     Fit,
@@ -42,6 +43,12 @@ def test_nodes_of_one_and_a_single_node_are_one_ring() -> None:
     assert two_levels < ring_seconds(1e9, 16, SLOW)
     with pytest.raises(ValueError, match="devices is 12, allowed is a multiple of per_node, 8"):
         hierarchical_seconds(1e9, 12, 8, FAST, SLOW)
+
+
+def test_a_link_is_found_from_the_exchanges_of_two() -> None:
+    sizes = (4e3, 4e5, 4e7)
+    found = link_from(sizes, [ring_seconds(size, 2, SLOW) for size in sizes])
+    assert (found.bytes_per_second, found.latency_seconds) == pytest.approx((10e9, 1e-5), rel=1e-6)
 
 
 def test_a_step_waits_for_what_nothing_hides() -> None:

@@ -47,7 +47,9 @@ class SharedModel:
         device = self._world.device
         ids = [device.index] if device.type == "cuda" else None
         # A broadcast before each pass would undo what `step_statistics` gathers; `share_buffers` does it when needed.
-        self._replica = DistributedDataParallel(self.model, device_ids=ids, broadcast_buffers=False)
+        self._replica = DistributedDataParallel(
+            self.model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
         if self._compression == "bf16":
             self._replica.register_comm_hook(None, _averaged_in_bf16)
 
