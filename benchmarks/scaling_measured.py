@@ -46,7 +46,7 @@ REPEATS = 20
 class Options:
     """How much to measure."""
 
-    rounds: int = 5
+    rounds: int = 3
     """Turns of each."""
 
 
@@ -146,7 +146,7 @@ def main(options: Options) -> None:
             for batch in BATCHES:
                 run = make_run(corpus, batch)
                 alone[batch].append(step_of(run, shared=False))
-                shared[batch].append(step_of(run, shared=True))
+                shared[batch].append(step_of(replace(run, microbatch=batch // 2), shared=True))
     one = {batch: statistics.median(alone[batch]) for batch in BATCHES}
     two = {batch: statistics.median(shared[batch]) for batch in BATCHES}
     link = link_from(SIZES, [statistics.median(column) for column in zip(*reduced, strict=True)])
