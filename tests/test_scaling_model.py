@@ -1,5 +1,6 @@
 """The step time on paper: textbook numbers, a fit that finds what made the times, and the published table."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import scaling_model
-from scaling_measured import link_from
+from scaling_measured import link_from, table
 from scaling_model import (
     Cluster,
     Fit,
@@ -49,6 +50,12 @@ def test_a_link_is_found_from_the_exchanges_of_two() -> None:
     sizes = (4e3, 4e5, 4e7)
     found = link_from(sizes, [ring_seconds(size, 2, SLOW) for size in sizes])
     assert (found.bytes_per_second, found.latency_seconds) == pytest.approx((10e9, 1e-5), rel=1e-6)
+
+
+def test_the_page_has_the_table_of_what_was_measured() -> None:
+    root = Path(__file__).parents[1]
+    numbers = json.loads((root / "benchmarks" / "results" / "scaling_measured.json").read_text(encoding="utf-8"))
+    assert table(numbers) in (root / "docs" / "scaling-out.md").read_text(encoding="utf-8")
 
 
 def test_a_step_waits_for_what_nothing_hides() -> None:
