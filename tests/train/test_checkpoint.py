@@ -153,14 +153,16 @@ _FULL_DISK = """
 import resource
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from train.test_loop import training
 from train.toy import toy
 from largebatch.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 try:
-    training(toy(), Path(sys.argv[1])).train(resume={resume})
+    run = replace(toy(), checkpoint_every_steps={interval})
+    training(run, Path(sys.argv[1])).train(resume={resume})
 except InputError as error:
     print(error)
 """
@@ -179,7 +181,12 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path: P
     assert any(len(content) > 9000 for content in before.values()), "the limit must strike in a checkpoint"
     assert len(lines(folder)) == 20
     told = subprocess.run(
-        [sys.executable, "-c", _FULL_DISK.format(resume=True), str(folder)],
+        [
+            sys.executable,
+            "-c",
+            _FULL_DISK.format(limit=9000, interval=toy().checkpoint_every_steps, resume=True),
+            str(folder),
+        ],
         capture_output=True,
         text=True,
         env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1", "PATH": "", "TMPDIR": str(tmp_path)},
@@ -188,3 +195,16 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path: P
     )
     assert "could not be written: File too large" in told.stdout, told.stderr
     assert {path: path.read_bytes() for path in _files(folder / "checkpoints")} == before
+
+
+def test_a_full_disk_under_the_ledger_is_one_sentence_too(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK.format(limit=3000, interval=100, resume=False), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1", "PATH": "", "TMPDIR": str(tmp_path)},
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert told.stdout == f"{tmp_path}/run/metrics.jsonl cannot be written: File too large\n", told.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_size == 3000

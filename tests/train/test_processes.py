@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -232,3 +233,11 @@ def test_two_ranks_always_leave_when_they_are_done(tmp_path: Path) -> None:
     for number in range(10):
         done = run(tmp_path / str(number), ranks=2)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_full_disk_ends_two_ranks_with_one_sentence(tmp_path: Path) -> None:
+    ended = run(tmp_path / "run", ranks=2, recipe="train.toy:toy_on_a_full_disk")
+    assert re.findall("largebatch: .*", ended.stderr) == [
+        f"largebatch: {tmp_path / 'run' / 'metrics.jsonl'} cannot be written: File too large"
+    ]
+    assert re.findall(r"exitcode *: (\d+)", ended.stderr) == ["2", "2"], "no rank ended by a traceback"

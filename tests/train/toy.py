@@ -1,8 +1,9 @@
 """A task of a few hundred weights with two terms and uneven counts: the engine's tests need nothing larger."""
 
+import resource
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,9 @@ def toy(batch: int = 10, steps: int = 12, reset_moments: bool = False, peak_lr: 
         evaluate_every_steps=5,
         layers_every_steps=2,
     )
+
+
+def toy_on_a_full_disk() -> Run[ToyTask, Lamb]:
+    """The same in a process that cannot write files of more than 3,000 bytes, such as its ledger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    return replace(toy(), checkpoint_every_steps=100)

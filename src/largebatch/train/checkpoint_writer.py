@@ -77,6 +77,8 @@ class CheckpointWriter:
         """Wait a while for what is being written, after an error perhaps of which other ranks know nothing."""
         if self._thread is not None:
             self._thread.join(_PATIENCE_SECONDS)
+            if self._error is not None and self._world.first:
+                shutil.rmtree(checkpoint.aside(self._folder), ignore_errors=True)
         if self._group is not None:
             dist.destroy_process_group(self._group)
         self._thread = self._group = None

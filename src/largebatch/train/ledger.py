@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,24 @@ class Ledger:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one line."""
-        try:
+        """Append one line; raises InputError where that cannot be done, as `sync` does."""
+        with self._writing():
             self._file.write(json.dumps(_strict({"kind": kind, **fields}), allow_nan=False) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}") from error
 
     def sync(self) -> int:
         """Force everything to the disk and return the length in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._writing():
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return self.path.stat().st_size
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the file."""

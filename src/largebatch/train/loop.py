@@ -33,15 +33,15 @@ from largebatch.train import checkpoint
 from largebatch.train.checkpoint import Progress
 from largebatch.train.checkpoint_writer import CheckpointWriter
 from largebatch.train.data_order import DataOrder, check_batch
-from largebatch.train.distributed import World
+from largebatch.train.distributed import SaidByFirstRank, World
 from largebatch.train.finite import Diverged, first_bad_tensor
 from largebatch.train.held_out import HeldOut
-from largebatch.train.ledger import Ledger
 from largebatch.train.microbatch import Memory, activation_budget, check_multiple, largest_microbatch, measure
 from largebatch.train.observers import Observer
 from largebatch.train.parallel import SharedModel, check_sharding, recompute_activations_
 from largebatch.train.precision import chosen_precision
 from largebatch.train.ratios import adapted_ratios
+from largebatch.train.recorder import Recorder
 from largebatch.train.run import Run, Stage
 from largebatch.train.run_record import Origin, claim_folder, write_run_record
 from largebatch.train.step_data import LoadedMicrobatch, MicrobatchDataset, longest_first, moved, read, steps_from
@@ -71,7 +71,7 @@ class Training:
     ) -> None:
         run = replace(run, precision=chosen_precision(run.precision, world.device))
         self.run, self.folder, self.world, self.origin = run, folder, world, origin
-        self.observers = list(observers) if world.first else []
+        self._recorder = Recorder(observers if world.first else [])
         self.task: Task = run.task
         self._multiple: int = getattr(self.task, "microbatch_multiple", 1)
         world.first_rank_does(self._check)
@@ -89,7 +89,6 @@ class Training:
         if run.compile:
             self.model.compile()
         self.progress = Progress()
-        self.ledger: Ledger | None = None
         self._held_out = HeldOut(self.task, run.seed, world, self.autocast, run.workers)
         self._utilisation = Utilisation(self.task)
         self._checkpoints = CheckpointWriter(folder, run.keep_checkpoints, world)
@@ -110,6 +109,7 @@ class Training:
             self._open(resume)
             try:
                 outcome = self._all_stages(wish)
+                self.world.first_rank_does(self._recorder.sync)
                 self._checkpoints.finish()
             finally:
                 self._close()
@@ -121,10 +121,7 @@ class Training:
         return outcome
 
     def _close(self) -> None:
-        for observer in self.observers:
-            observer.finish()
-        if self.ledger is not None:
-            self.ledger.close()
+        self._recorder.close()
         self._checkpoints.leave()
         self._shared.leave()
         gc.collect()  # of cycles too, before the world is left
@@ -170,11 +167,10 @@ class Training:
                 parameters=parameters,
             )
             (self.folder / STOPPED_FILE).unlink(missing_ok=True)
-            self.ledger = Ledger(self.folder / "metrics.jsonl", keep_bytes=ledger_bytes)
+            self._recorder.open(self.folder / "metrics.jsonl", ledger_bytes)
 
         self.world.first_rank_does(open_files)
-        for observer in self.observers:
-            observer.start(self.progress.step, self.run.steps)
+        self._recorder.start(self.progress.step, self.run.steps)
         if resume:
             self._say(f"resuming after step {self.progress.step} of {self.run.steps}")
 
@@ -273,13 +269,16 @@ class Training:
         counted = [micro.batch for micro in microbatches if micro.counted]
         here = [self.task.counts(batch) for batch in counted]
         told = self.world.sum(
-            [float(wish.wished), float(sum(self.task.tokens(batch) for batch in counted))]
-            + [self._utilisation.flops(counted)]
+            [float(wish.wished), float(self._recorder.failure is not None)]
+            + [float(sum(self.task.tokens(batch) for batch in counted)), self._utilisation.flops(counted)]
             + [float(sum(counts[term] for counts in here)) for term in weights]
         )
-        if told[0] > 0:
+        wishes, failures, tokens, flops = told[:4]
+        if failures:
+            raise self._recorder.failure or SaidByFirstRank("the first rank cannot write and says why")
+        if wishes:
             return False
-        targets = dict(zip(weights, told[3:], strict=True))
+        targets = dict(zip(weights, told[4:], strict=True))
         check_targets(targets, self.progress.step)
         local = self._accumulate(number, step, microbatches, targets)
         sums = dict(zip(weights, self.world.sum(local), strict=True))
@@ -298,7 +297,7 @@ class Training:
             done,
             step=done.step + 1,
             samples=done.samples + stage.global_batch_samples,
-            tokens=done.tokens + int(told[1]),
+            tokens=done.tokens + int(tokens),
             skipped=done.skipped + (not finite),
             skipped_in_a_row=0 if finite else done.skipped_in_a_row + 1,
         )
@@ -315,7 +314,7 @@ class Training:
             grad_norm=grad_norm,
             seconds=seconds,
             samples_per_second=stage.global_batch_samples / seconds,
-            **self._utilisation.fields(told[2], seconds),
+            **self._utilisation.fields(flops, seconds),
             skipped=int(not finite),
         )
         if not finite:
@@ -381,16 +380,11 @@ class Training:
         )
 
     def _checkpoint(self) -> None:
-        length = self.ledger.sync() if self.ledger is not None else 0
-        self._checkpoints.begin(self.model, self.optimizer, self.progress, length)
+        self.world.first_rank_does(self._recorder.sync)
+        self._checkpoints.begin(self.model, self.optimizer, self.progress, self._recorder.synced_bytes)
 
     def _record(self, kind: str, **fields: Any) -> None:
-        if self.ledger is None:
-            return
-        self.ledger.write(kind, **fields)
-        for observer in self.observers:
-            observer.record(kind, fields)
+        self._recorder.record(kind, fields)
 
     def _say(self, sentence: str) -> None:
-        for observer in self.observers:
-            observer.say(sentence)
+        self._recorder.say(sentence)
