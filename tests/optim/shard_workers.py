@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -71,7 +72,9 @@ def _whole(a: Tensor) -> Tensor:
     return a.clone()
 
 
+@cache
 def _meshes() -> tuple[DeviceMesh, DeviceMesh]:
+    """Return a line and a square; made once, since each brings groups with connections and threads."""
     ranks = dist.get_world_size()
     return init_device_mesh("cpu", (ranks,)), init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("dp", "tp"))
 
