@@ -144,3 +144,23 @@ def test_the_default_chooses_and_says_so_once(
         f"LAMB: {kernels} kernels on cpu (the default; fused=... or foreach=... chooses)"
         for kernels in ("fused", "foreach", "plain")
     ]
+
+
+@pytest.mark.parametrize("lie", ["transposed", "expanded", "in steps"])
+def test_gradients_with_gaps_are_cast_part_by_part(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "_CAST_AT_ONCE", 10)
+    seen: list[int] = []
+    norm = torch.linalg.vector_norm
+
+    def noticed(a: Tensor, *words: Any, **options: Any) -> Tensor:
+        seen.append(a.numel())
+        return norm(a, *words, **options)
+
+    monkeypatch.setattr(torch.linalg, "vector_norm", noticed)
+    whole = torch.arange(1.0, 8 * 31 + 1).view(8, 31)
+    grad = {"transposed": whole.t(), "expanded": whole[:, :1].expand(8, 31), "in steps": whole[:, ::2]}[lie]
+    x = nn.Parameter(torch.zeros_like(grad))
+    x.grad = grad
+    found = LAMB([x]).grad_norm()
+    assert max(seen[:-1]) <= 10 < grad.numel()
+    torch.testing.assert_close(found, norm(grad.double()), rtol=1e-14, atol=0)
