@@ -35,6 +35,7 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     finally:
         for worker in workers:
             worker.kill()
+            worker.communicate()
     assert [worker.returncode for worker in workers] == [0] * count, told
     return [torch.load(Path(folder) / f"rank-{rank}.pt", weights_only=False) for rank in range(count)]
 
