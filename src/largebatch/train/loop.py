@@ -3,6 +3,7 @@
 For each step, on every rank:
 
     exchange   N_k = sum over ranks of the target counts of all microbatches; has any rank been asked to stop?
+               could the first one not write a line?
     for each microbatch:
         seed the generators from (seed, stage, step, first position)
         back-propagate  ranks * sum_k w_k S_k / N_k            (averaged over ranks after the last one)
