@@ -240,4 +240,6 @@ def test_a_full_disk_ends_two_ranks_with_one_sentence(tmp_path: Path) -> None:
     assert re.findall("largebatch: .*", ended.stderr) == [
         f"largebatch: {tmp_path / 'run' / 'metrics.jsonl'} cannot be written: File too large"
     ]
-    assert re.findall(r"exitcode *: (\d+)", ended.stderr) == ["2", "2"], "no rank ended by a traceback"
+    ends = set(re.findall(r"exitcode *: (-?\d+)", ended.stderr))
+    assert "2" in ends
+    assert ends <= {"2", "-15"}, "a rank ends so, or torchrun has ended it since the other did; none by a traceback"

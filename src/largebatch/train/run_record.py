@@ -191,14 +191,19 @@ def cpu_model() -> str:
 def _commit() -> str | None:
     """Return the commit of the working copy that this package is imported from, or None for an installed package."""
     here = Path(__file__).resolve().parent
+    commit = _git(here, "describe", "--always", "--abbrev=12", "--exclude=*")
+    if commit is None or "site-packages" in here.parts or str(here).startswith(sys.prefix):
+        return None
+    clean = _git(here, "status", "--porcelain", "--untracked-files=no") == ""
+    return commit if clean else f"{commit}-dirty"
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """Return what git says, or None; it may not lock the index, as `describe --dirty` does: killed, it leaves that."""
     try:
         told = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
+            ["git", "--no-optional-locks", "-C", str(folder), *words], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    inside_environment = "site-packages" in here.parts or str(here).startswith(sys.prefix)
-    return told.stdout.strip() if told.returncode == 0 and not inside_environment else None
+    return told.stdout.strip() if told.returncode == 0 else None
