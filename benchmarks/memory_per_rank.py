@@ -24,14 +24,13 @@ from torch import Tensor
 from certificate import write_result
 from largebatch.optim.shards import local
 from largebatch.recipes.bert import bert_base
-from largebatch.schedules import Schedule
 from largebatch.text.options import PrepareOptions
 from largebatch.text.prepare import prepare
 from largebatch.train.distributed import join_world
 from largebatch.train.loop import Training
-from largebatch.train.run import Run, Sharding, Stage
+from largebatch.train.run import Run, Sharding
 from largebatch.train.run_record import Origin
-from ranks import run_ranks
+from ranks import run_ranks, short_run
 
 WAYS: tuple[tuple[Sharding, int], ...] = (("ddp", 1), ("ddp", 2), ("fsdp", 2), ("hsdp", 4), ("fsdp", 4))
 SHARD_RANKS = 2
@@ -41,26 +40,9 @@ STEPS = 3
 
 def make_run(corpus: Path, sharding: Sharding, ranks: int) -> Run[Any, Any]:
     """Return a run of a few steps."""
-    stage = Stage(
-        name="measured",
-        global_batch_samples=ranks,
-        steps=STEPS,
-        peak_lr=1e-3,
-        schedule=Schedule(warmup_steps=1),
-        task_options={"sequence_length": 128, "max_predictions": 20},
-    )
-    base = bert_base()
-    task = replace(base.task, corpus=str(corpus), held_out_pairs=2)
-    return replace(
-        base,
-        task=task,
-        stages=(stage,),
-        precision="fp32",
-        microbatch=1,
-        sharding=sharding,
-        shard_ranks=SHARD_RANKS if sharding == "hsdp" else 0,
-        evaluate_every_steps=0,
-    )
+    run = short_run(bert_base(), corpus, batch=ranks, steps=STEPS, length=128, held_out_pairs=2)
+    shard_ranks = SHARD_RANKS if sharding == "hsdp" else 0
+    return replace(run, microbatch=1, sharding=sharding, shard_ranks=shard_ranks)
 
 
 class Watch:

@@ -4,10 +4,32 @@ import os
 import socket
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+
+from largebatch.bert.pretraining import BertPretraining
+from largebatch.schedules import Schedule
+from largebatch.train.run import Run, Stage
+
+
+def short_run(
+    run: Run[BertPretraining, Any], corpus: Path, *, batch: int, steps: int, length: int, held_out_pairs: int
+) -> Run[BertPretraining, Any]:
+    """Return a run in float32 with one stage of a few steps, evaluated at its end alone on few pairs."""
+    stage = Stage(
+        name="measured",
+        global_batch_samples=batch,
+        steps=steps,
+        peak_lr=1e-3,
+        schedule=Schedule(warmup_steps=1),
+        task_options={"sequence_length": length, "max_predictions": length * 10 // 64},
+    )
+    task = replace(run.task, corpus=str(corpus), held_out_pairs=held_out_pairs)
+    return replace(run, task=task, stages=(stage,), precision="fp32", evaluate_every_steps=0)
 
 
 def run_ranks(action: Callable[..., None], ranks: int, *words: Any) -> None:

@@ -25,15 +25,14 @@ import tyro
 
 from certificate import write_result
 from largebatch.recipes.bert import bert_demo
-from largebatch.schedules import Schedule
 from largebatch.text.options import PrepareOptions
 from largebatch.text.prepare import prepare
 from largebatch.train.distributed import join_world
 from largebatch.train.ledger import read_ledger
 from largebatch.train.loop import Training
-from largebatch.train.run import Run, Stage
+from largebatch.train.run import Run
 from largebatch.train.run_record import Origin
-from ranks import run_beside, run_ranks
+from ranks import run_beside, run_ranks, short_run
 from scaling_model import Link, nearest_factors, ring_seconds, step_seconds
 
 BATCHES = (16, 32, 64, 128, 256)
@@ -53,23 +52,8 @@ class Options:
 
 def make_run(corpus: Path, batch: int) -> Run[Any, Any]:
     """Return a run of a few steps, of which a process takes its share in one pass."""
-    stage = Stage(
-        name="measured",
-        global_batch_samples=batch,
-        steps=STEPS,
-        peak_lr=1e-3,
-        schedule=Schedule(warmup_steps=1),
-        task_options={"sequence_length": 64, "max_predictions": 10},
-    )
-    demo = bert_demo()
-    return replace(
-        demo,
-        task=replace(demo.task, corpus=str(corpus), held_out_pairs=8),
-        stages=(stage,),
-        precision="fp32",
-        microbatch=batch,
-        evaluate_every_steps=0,
-    )
+    run = short_run(bert_demo(), corpus, batch=batch, steps=STEPS, length=64, held_out_pairs=8)
+    return replace(run, microbatch=batch)
 
 
 def train(run: Run[Any, Any], out: Path) -> None:

@@ -168,6 +168,17 @@ except InputError as error:
 """
 
 
+def _told_on_a_full_disk(folder: Path, limit: int, interval: int, *, resume: bool) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _FULL_DISK.format(limit=limit, interval=interval, resume=resume), str(folder)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1", "PATH": "", "TMPDIR": str(folder.parent)},
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+
+
 def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     trained = training(toy(), folder)
@@ -180,31 +191,12 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path: P
     before = {path: path.read_bytes() for path in _files(folder / "checkpoints")}
     assert any(len(content) > 9000 for content in before.values()), "the limit must strike in a checkpoint"
     assert len(lines(folder)) == 20
-    told = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            _FULL_DISK.format(limit=9000, interval=toy().checkpoint_every_steps, resume=True),
-            str(folder),
-        ],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1", "PATH": "", "TMPDIR": str(tmp_path)},
-        cwd=Path(__file__).parents[2],
-        check=False,
-    )
+    told = _told_on_a_full_disk(folder, 9000, toy().checkpoint_every_steps, resume=True)
     assert "could not be written: File too large" in told.stdout, told.stderr
     assert {path: path.read_bytes() for path in _files(folder / "checkpoints")} == before
 
 
 def test_a_full_disk_under_the_ledger_is_one_sentence_too(tmp_path: Path) -> None:
-    told = subprocess.run(
-        [sys.executable, "-c", _FULL_DISK.format(limit=3000, interval=100, resume=False), str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1", "PATH": "", "TMPDIR": str(tmp_path)},
-        cwd=Path(__file__).parents[2],
-        check=False,
-    )
+    told = _told_on_a_full_disk(tmp_path / "run", 3000, 100, resume=False)
     assert told.stdout == f"{tmp_path}/run/metrics.jsonl cannot be written: File too large\n", told.stderr
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_size == 3000
