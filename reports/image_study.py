@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from collect import accuracy_in_percent, insert, table
+from largebatch.study.evidence import Scores, compare_with
 from largebatch.vision.images import open_images
 from trials import Ledger, two_cores
 
@@ -116,13 +117,28 @@ def tuning_table(ledger: Ledger[Trial]) -> str:
     return "\n".join(lines)
 
 
+def _percent(record: dict[str, Any]) -> float | None:
+    return None if "diverged" in record else accuracy_in_percent(record)["scores"]["accuracy"]
+
+
+def verdicts(ledger: Ledger[Trial]) -> str:
+    """Return a list in Markdown: what the seeds support of LAMB beside each other optimizer."""
+    of = {
+        name: Scores(name, tuple(_percent(ledger.records[trial]) for trial in trials))
+        for name, trials in best_trials(ledger).items()
+    }
+    found = compare_with(of.pop("lamb"), list(of.values()))
+    return "\n".join(f"- {verdict}" for verdict in found.values())
+
+
 def filled(page: str, ledger: Ledger[Trial]) -> str:
-    """Return the page with both tables of a study that has come to its end."""
+    """Return the page with the tables and verdicts of a study that has come to its end."""
     groups = {
         f"{name} ({POINTS[trials[0].point]})": [accuracy_in_percent(ledger.records[trial]) for trial in trials]
         for name, trials in best_trials(ledger).items()
     }
-    return insert(insert(page, table(groups)), tuning_table(ledger), "tuning")
+    page = insert(insert(page, table(groups)), verdicts(ledger), "verdicts")
+    return insert(page, tuning_table(ledger), "tuning")
 
 
 def open_ledger(folder: Path, data: str) -> Ledger[Trial]:

@@ -156,9 +156,11 @@ def test_every_optimizer_is_tried_at_the_same_points_and_judged_by_other_seeds(t
     assert len(tuned) == 6 * 8
     assert {name: trials[0].point for name, trials in image_study.best_trials(ledger).items()} == best
     assert {trial.seed for trial in ledger.records if trial.seed} == {1, 2, 3, 4, 5}
-    page = image_study.filled("<!-- scores -->\n<!-- /scores -->\n<!-- tuning -->\n<!-- /tuning -->\n", ledger)
+    marks = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("scores", "verdicts", "tuning"))
+    page = image_study.filled(marks, ledger)
     assert "| lamb (lr 0.15, decay 0.0095, warm-up 0.32) | 5 | 90.00 ± 0.00 |" in page
     assert page.count("diverged") == 6
+    assert page.count("- Not told apart: lamb 90 ± 0 (5 seeds), ") == 5
     assert page.count("**90.00**") == 6
 
 

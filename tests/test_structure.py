@@ -32,6 +32,7 @@ ALLOWED: dict[str, list[str]] = {
     "vision": ["counter_random", "errors", "stage_view", "networks"],
     "train": [*PURE, "aside", "stage_view", "optim"],
     "report": [*PURE, "aside", "train"],
+    "study": ["errors"],
     "command_line": ["errors"],
     "prepare_display": ["text"],
     "predict": ["errors", "bert"],
