@@ -178,13 +178,14 @@ def _train(arguments: Sequence[str]) -> int:
     name, rest = _subject(arguments, "train", "the name of a recipe")
     from largebatch.recipes.catalogue import build_run
     from largebatch.report.run_page import write_report
+    from largebatch.train.agent import AgentLost, is_restarted
     from largebatch.train.distributed import join_world
     from largebatch.train.dry_run import describe
     from largebatch.train.finite import Diverged
     from largebatch.train.loop import Outcome, Training
     from largebatch.train.observers import Display, TensorBoard
     from largebatch.train.run import Run
-    from largebatch.train.run_record import Origin, is_restarted
+    from largebatch.train.run_record import Origin
     from largebatch.whole_way import WholeWay, check_alike, is_finished
 
     options, words = parse_known(TrainOptions, rest, f"train {name}")
@@ -194,11 +195,13 @@ def _train(arguments: Sequence[str]) -> int:
     folder = options.out or Path("runs") / origin.recipe_name
     for line in way.prepare(Path(getattr(run.task, "corpus", "")), dry=options.dry_run):
         print(line)
-    resume = options.resume or is_restarted(folder)
+    resume = options.resume
     if resume and way.source is not None and not folder.exists():
         print(f"{folder} holds no run yet, one begins there")  # the whole way was stopped while it prepared the text
         resume = False
     with join_world(run.device) as world:
+        # A node that has come anew does not know, but another does.
+        resume = resume or world.sum([float(is_restarted(folder))])[0] > 0
 
         def made(run: Run[Any, Any], folder: Path, origin: Origin) -> Training:
             return Training(run, folder, world, [Display(), TensorBoard(folder / "tensorboard")], origin)
@@ -223,7 +226,7 @@ def _train(arguments: Sequence[str]) -> int:
                     write_report(place)
                 if outcome is Outcome.STOPPED:
                     break
-        except Diverged as error:
+        except (Diverged, AgentLost) as error:
             if world.first:
                 print(f"largebatch: {error}", file=sys.stderr)
             return 1

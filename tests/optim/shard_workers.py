@@ -418,10 +418,19 @@ def refused() -> dict[str, Any]:
     still_a_sum = nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Partial()], run_check=False))
     x = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)], src_data_rank=None))
     twice = nn.Parameter(in_two_dimensions()["first.weight"](weights()["first.weight"]))
+    plain = nn.Parameter(torch.ones(4))
+    optimizer, in_shards = LAMB([("w", plain)]), LAMB([("w", x)], lr=0.5)
+    in_shards.init_state()
+    over = Layerwise(torch.optim.AdamW([("w", plain)]))
+    rate = distribute_tensor(torch.tensor(0.1), mesh, [Replicate()], src_data_rank=None)
     return {
         "partial": told(lambda: LAMB([("w", still_a_sum)])),
         "differentiable": told(lambda: LAMB([("w", x)], differentiable=True)),
         "cut twice": told(lambda: LAMB([("w", twice)], stacked=(0, 2))),
+        "state in shards": told(lambda: optimizer.load_state_dict(in_shards.state_dict())),
+        "state in shards, layerwise": told(lambda: over.load_state_dict(in_shards.state_dict())),
+        "left alone": optimizer.param_groups[0]["lr"] == LAMB([plain]).param_groups[0]["lr"] and not optimizer.state,
+        "rate": told(lambda: LAMB([("w", x)], lr=rate)),
     }
 
 

@@ -146,6 +146,10 @@ def test_what_cannot_be_had_is_said(ranks: Found) -> None:
         told = found["refused"]
         assert "ValueError: parameter w is a DTensor with the placements (Partial(sum),)" in told["partial"]
         assert "NotImplementedError: differentiable=True: parameter w is a DTensor" in told["differentiable"]
+        assert "ValueError: the loaded exp_avg of parameter 0 is a DTensor, the parameter is" in told["state in shards"]
+        assert "is a DTensor, the parameter is not; full_state_dict=True" in told["state in shards, layerwise"]
+        assert told["left alone"]
+        assert told["rate"].startswith("ValueError: lr is a DTensor; it must be a number or a plain tensor")
         if len(ranks) > 2:  # two processes along one dimension cut it once
             assert "NotImplementedError: stacked blocks along dimension 0" in told["cut twice"]
 

@@ -177,6 +177,7 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path, way: str, left: bool
             2,
             "shard_ranks is 3, allowed is a number that divides the 2 ranks",
         ),
+        (("--shard-ranks", "3"), 1, "shard_ranks is 3, with sharding ddp allowed is 0"),
         (("--recompute",), 1, "recompute is True, but this network has no blocks that can be run again"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from largebatch.optim.shards import check_layout, layout_of
+from largebatch.optim.shards import check_layout, is_sharded, layout_of
 from largebatch.optim.state import STATE_DTYPE
 
 HOW_COMPUTED = ("foreach", "capturable", "differentiable", "fused")
@@ -100,6 +100,8 @@ def check_lr(lr: Any, *, look_at_tensors: bool) -> None:
     if lr.numel() != 1 or not lr.is_floating_point():
         given = f"a tensor of shape {tuple(lr.shape)} and {lr.dtype}"
         raise ValueError(f"lr is {given}; it must be a number or a floating-point tensor of one element")
+    if is_sharded(lr):
+        raise ValueError("lr is a DTensor; it must be a number or a plain tensor of one element on each process")
     if look_at_tensors:
         check_number("lr", lr.item(), least=0)
 

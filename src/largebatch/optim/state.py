@@ -53,7 +53,7 @@ def check_state(name: str, p: Tensor, state: Mapping[str, Any], needed: Iterable
     """Refuse a loaded state that does not fit the parameter; an empty one fits any.
 
     Raises:
-        ValueError: a key is missing, or a tensor has another shape.
+        ValueError: a key is missing, or a tensor has another shape or is in shards that the parameter is not in.
     """
     if not state:
         return
@@ -69,6 +69,12 @@ def check_state(name: str, p: Tensor, state: Mapping[str, Any], needed: Iterable
             raise ValueError(
                 f"the loaded {key} of parameter {name} has shape {tuple(value.shape)}, the parameter {tuple(p.shape)}"
             )
+    in_shards = [key for key, value in state.items() if isinstance(value, Tensor) and is_sharded(value)]
+    if in_shards and not is_sharded(p):
+        raise ValueError(
+            f"the loaded {in_shards[0]} of parameter {name} is a DTensor, the parameter is not; full_state_dict=True "
+            "of torch.distributed.checkpoint.state_dict.get_optimizer_state_dict makes one of whole tensors"
+        )
 
 
 def _is_count(value: Any) -> bool:

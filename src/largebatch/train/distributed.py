@@ -61,6 +61,14 @@ class World:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
+    def gather(self, told: str | None) -> list[str | None]:
+        """Return what each rank told."""
+        if self.ranks == 1:
+            return [told]
+        found: list[str | None] = [None] * self.ranks
+        dist.all_gather_object(found, told)
+        return found
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.ranks > 1:

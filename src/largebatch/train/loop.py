@@ -3,7 +3,7 @@
 For each step, on every rank:
 
     exchange   N_k = sum over ranks of the target counts of all microbatches; has any rank been asked to stop?
-               could the first one not write a line?
+               could the first one not write a line? has torchrun ended?
     for each microbatch:
         seed the generators from (seed, stage, step, first position)
         back-propagate  ranks * sum_k w_k S_k / N_k            (averaged over ranks after the last one)
@@ -18,7 +18,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from enum import Enum
 from functools import partial
@@ -31,11 +31,13 @@ from torch import nn
 from largebatch import counter_random
 from largebatch.errors import InputError
 from largebatch.train import checkpoint
+from largebatch.train.agent import AgentLost, agents_of, find_agent, is_lost
 from largebatch.train.checkpoint import Progress
 from largebatch.train.checkpoint_writer import CheckpointWriter
 from largebatch.train.data_order import DataOrder, check_batch
 from largebatch.train.distributed import SaidByFirstRank, World
 from largebatch.train.finite import Diverged, first_bad_tensor
+from largebatch.train.folder_lock import claimed
 from largebatch.train.held_out import HeldOut
 from largebatch.train.microbatch import Memory, activation_budget, check_multiple, largest_microbatch, measure
 from largebatch.train.observers import Observer
@@ -44,7 +46,7 @@ from largebatch.train.precision import chosen_precision
 from largebatch.train.ratios import adapted_ratios
 from largebatch.train.recorder import Recorder
 from largebatch.train.run import Run, Stage
-from largebatch.train.run_record import Origin, claim_folder, write_run_record
+from largebatch.train.run_record import Origin, write_run_record
 from largebatch.train.step_data import LoadedMicrobatch, MicrobatchDataset, longest_first, moved, read, steps_from
 from largebatch.train.step_statistics import fold_step_statistics, left_out
 from largebatch.train.stop import StopWish, listen
@@ -90,6 +92,7 @@ class Training:
         if run.compile:
             self.model.compile()
         self.progress = Progress()
+        self._agent, self._agent_lost = find_agent(), False
         self._held_out = HeldOut(self.task, run.seed, world, self.autocast, run.workers)
         self._utilisation = Utilisation(self.task)
         self._checkpoints = CheckpointWriter(folder, run.keep_checkpoints, world)
@@ -104,21 +107,23 @@ class Training:
 
     def train(self, resume: bool) -> Outcome:
         """Run from the beginning or the newest checkpoint to the end, or to a wish to stop."""
-        self.world.first_rank_does(lambda: claim_folder(self.folder, self.run, resume))
-        self.world.check_shared(self.folder)
-        with listen() as wish:
-            self._open(resume)
-            try:
-                outcome = self._all_stages(wish)
-                self.world.first_rank_does(self._recorder.sync)
-                self._checkpoints.finish()
-            finally:
-                self._close()
-        if outcome is Outcome.STOPPED and self.world.first:
-            (self.folder / STOPPED_FILE).write_text(json.dumps({"step": self.progress.step}) + "\n", encoding="utf-8")
-        if outcome is Outcome.DONE:
-            model = self._shared.whole(lambda: self.task.build_model(self.run.seed))
-            self.world.first_rank_does(lambda: self._export(model))
+        with ExitStack() as claims:
+            claim = claimed(self.folder, self.run, resume, self._say)
+            self.world.first_rank_does(lambda: claims.enter_context(claim))
+            self.world.check_shared(self.folder)
+            with listen() as wish:
+                self._open(resume)
+                try:
+                    outcome = self._all_stages(wish)
+                    self.world.first_rank_does(self._recorder.sync)
+                    self._checkpoints.finish()
+                finally:
+                    self._close()
+            if outcome is Outcome.STOPPED and self.world.first:
+                (self.folder / STOPPED_FILE).write_text(json.dumps({"step": self.progress.step}) + "\n", "utf-8")
+            if outcome is Outcome.DONE:
+                model = self._shared.whole(lambda: self.task.build_model(self.run.seed))
+                self.world.first_rank_does(lambda: self._export(model))
         return outcome
 
     def _close(self) -> None:
@@ -152,6 +157,7 @@ class Training:
         session: dict[str, Any] = {"from_step": self.progress.step}
         if hasattr(self.optimizer, "kernels"):  # which of its ways an optimizer of ours goes
             session["kernels"] = ", ".join(self.optimizer.kernels())
+        session |= agents_of(self.world, self._agent)
         session |= self._utilisation.measure(
             self.world, torch.bfloat16 if self.run.precision == "bf16" else torch.float32
         )
@@ -200,6 +206,8 @@ class Training:
             if not self._step(number, stage, step, microbatches, began, wish):
                 self._checkpoint()
                 self._checkpoints.finish()
+                if self._agent_lost:
+                    raise AgentLost(f"torchrun has ended: its ranks stop too, having saved step {self.progress.step}")
                 self._say(f"stopped after step {self.progress.step}, a checkpoint was written")
                 return Outcome.STOPPED
             last = step + 1 == stage.steps
@@ -270,16 +278,17 @@ class Training:
         counted = [micro.batch for micro in microbatches if micro.counted]
         here = [self.task.counts(batch) for batch in counted]
         told = self.world.sum(
-            [float(wish.wished), float(self._recorder.failure is not None)]
+            [float(wish.wished), float(self._recorder.failure is not None), float(is_lost(self._agent))]
             + [float(sum(self.task.tokens(batch) for batch in counted)), self._utilisation.flops(counted)]
             + [float(sum(counts[term] for counts in here)) for term in weights]
         )
-        wishes, failures, tokens, flops = told[:4]
+        wishes, failures, lost, tokens, flops = told[:5]
         if failures:
             raise self._recorder.failure or SaidByFirstRank("the first rank cannot write and says why")
-        if wishes:
+        self._agent_lost = bool(lost)
+        if wishes or lost:
             return False
-        targets = dict(zip(weights, told[4:], strict=True))
+        targets = dict(zip(weights, told[5:], strict=True))
         check_targets(targets, self.progress.step)
         local = self._accumulate(number, step, microbatches, targets)
         sums = dict(zip(weights, self.world.sum(local), strict=True))

@@ -10,6 +10,7 @@ The optimizer's norms are those of whole layers in all three. A model says what 
     recompute_activations()                   keep a block's input between passes and run it again
 """
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class SharedModel:
         ids = [device.index] if device.type == "cuda" else None
         # A broadcast before each pass would undo what `step_statistics` gathers; `share_buffers` does it when needed.
         self._replica = DistributedDataParallel(
-            self.model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            self.model, device_ids=ids, gradient_as_bucket_view=True, **_no_broadcast()
         )
         if self._compression == "bf16":
             self._replica.register_comm_hook(None, _averaged_in_bf16)
@@ -118,12 +119,20 @@ def _averaged_in_bf16(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[t
     return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
 
 
+def _no_broadcast() -> dict[str, Any]:
+    """Return DDP's option by the name that it has in the installed PyTorch; another since 2.13."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
 def check_sharding(sharding: Sharding, shard_ranks: int, ranks: int) -> None:
     """Refuse ranks that cannot be shared out as asked.
 
     Raises:
         InputError: in one sentence.
     """
+    if shard_ranks and sharding != "hsdp":
+        raise InputError(f"shard_ranks is {shard_ranks}, with sharding {sharding} allowed is 0")
     if sharding == "ddp":
         return
     if not dist.is_initialized():

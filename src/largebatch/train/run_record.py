@@ -1,7 +1,6 @@
 """run.json: what is trained and by which command, versions and machine; it makes a folder the folder of one run."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from largebatch.train.run import Run, changed_fields
 
 FORMAT_VERSION = 1
 PARTIAL = "run.json.partial"
+LOCK = "run.lock"
+"""Held by the process that writes to the folder; one that is killed leaves the file."""
 _DATA_PLACES = {"task.corpus", "task.data", "task.train", "task.dev"}
 
 
@@ -36,24 +37,6 @@ class Origin:
     """The words of the command line that changed the recipe."""
 
 
-def launch() -> str | None:
-    """Return what identifies the torchrun command that started this process; None where it does not say."""
-    told = os.environ.get("TORCHELASTIC_RUN_ID")
-    return None if told in (None, "none") else told
-
-
-def is_restarted(folder: Path) -> bool:
-    """Return whether torchrun has started this process again, after another had died or a node had left or come.
-
-    It gives the same command each time, and counts only some of the starts.
-    """
-    if not (folder / "run.json").exists():
-        return False
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        return True
-    return launch() is not None and read_run_record(folder)["sessions"][-1].get("launch") == launch()
-
-
 def claim_folder(folder: Path, run: Run[Any, Any], resume: bool) -> None:
     """Check that the run may write to the folder, before anything is built.
 
@@ -66,7 +49,9 @@ def claim_folder(folder: Path, run: Run[Any, Any], resume: bool) -> None:
     if not path.exists():
         if resume:
             raise InputError(f"{folder} holds no run to resume, leave out --resume to begin one there")
-        if folder.exists() and any(path.name != PARTIAL and SIGN not in path.name for path in folder.iterdir()):
+        if folder.exists() and any(
+            path.name not in (PARTIAL, LOCK) and SIGN not in path.name for path in folder.iterdir()
+        ):
             raise InputError(f"{folder} holds other files, --out takes a folder that is new or empty")
         return
     recorded = read_run_record(folder)
@@ -137,7 +122,6 @@ def write_run_record(
         "ranks": world.ranks,
         "device": str(world.device.type),
         "threads": torch.get_num_threads(),
-        **({} if launch() is None else {"launch": launch()}),
         **session,
     }
     if path.exists():
