@@ -118,7 +118,7 @@ def test_the_tables_on_rates_are_those_of_their_ledgers(study: rate_study.RateSt
     ledger = study.open_ledger(held["data"])
     page = (study.folder / "README.md").read_text(encoding="utf-8")
     assert study.filled(page, ledger) == page
-    best = next(iter(study.best_trials(ledger).values()))[0]
+    best = next(iter(study.best_trials(ledger).values()))[-1]  # the first seed's scores choose the rate
     ledger.records[best]["scores"] = {name: 0.9 * value for name, value in ledger.records[best]["scores"].items()}
     assert study.filled(page, ledger) != page
 

@@ -36,7 +36,8 @@ def resnet50(
     76.42 at 32K. LARS: the rule of 2017, 782 warm-up steps, decay of power 2, rate 29 at 32,768 [R]. Momentum, Adam,
     AdamW and AdaGrad: Goyal et al., five epochs of warm-up, a tenth from epochs 30, 60 and 80 on; at 16K momentum
     .7520, AdamW .7307, Adam .7348, AdaGrad .7201 [R]. ``--data`` is a folder of class folders or tar files, or
-    hf:ILSVRC/imagenet-1k. Status: not yet run at that size.
+    hf:ILSVRC/imagenet-1k. Status: not yet run at that size;
+    20 steps on Imagenette for resume and order, docs/images.md.
     """
     task = ImageClassification(data=data, image_size=image_size, label_smoothing=0.1)
     images = images_of(data, IMAGENET_TRAIN_IMAGES)
