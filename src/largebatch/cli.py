@@ -201,7 +201,7 @@ def _train(arguments: Sequence[str]) -> int:
         resume = False
     with join_world(run.device) as world:
         # A node that has come anew does not know, but another does.
-        resume = resume or world.sum([float(is_restarted(folder))])[0] > 0
+        resume = world.sum([float(resume or is_restarted(folder))])[0] > 0
 
         def made(run: Run[Any, Any], folder: Path, origin: Origin) -> Training:
             return Training(run, folder, world, [Display(), TensorBoard(folder / "tensorboard")], origin)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def test_an_agent_that_has_ended_is_lost() -> None:
         assert not Agent(child.pid, "1").alive()
     finally:
         child.kill()
-    time.sleep(0.2)  # dead, and not yet waited for
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and its exit status not yet taken
     assert not Agent(child.pid, started).alive()
     child.wait()
     assert not Agent(child.pid, started).alive()

@@ -19,16 +19,16 @@ from train.test_processes import environment, ledger, run, started, wait_for_ste
 from train.toy import toy
 
 _HOLDER = """
-import os, sys, time
+import os, sys
 from pathlib import Path
 from largebatch.train.folder_lock import locked
 with locked(Path(sys.argv[1]), print, 0.0):
     if "--fork" in sys.argv and os.fork() == 0:
         os.close(1)
-        time.sleep(60)
+        sys.stdin.read()
         os._exit(0)
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()  # until it is killed, or this test is
 """
 
 
@@ -36,7 +36,14 @@ with locked(Path(sys.argv[1]), print, 0.0):
 def holder(folder: Path, *words: str, code: str = _HOLDER) -> Iterator[subprocess.Popen[str]]:
     """A process that holds a lock, and leaves no child behind."""
     command = [sys.executable, "-c", code, str(folder), *words]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"

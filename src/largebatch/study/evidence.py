@@ -22,15 +22,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from largebatch.errors import InputError
+import numpy as np
+from scipy import stats
 
-try:
-    import numpy as np
-    from scipy import stats
-except ModuleNotFoundError as error:
-    raise InputError(
-        f"statistics need the package {error.name}, which is not installed: pip install 'largebatch[study]'"
-    ) from None
+from largebatch.errors import InputError
 
 ALPHA = 0.05
 """The share of verdicts between equally good methods that may be false, where none other is given."""
@@ -104,17 +99,17 @@ class Comparison:
 
     first: Scores
     second: Scores
+    alpha: float
     test: Literal["Welch", "Mann-Whitney", "none"]
     """none if a method has a single seed."""
-    p_first: float | None
+    p_first: float | None = None
     """One-sided, for "the first is better"."""
-    p_second: float | None
+    p_second: float | None = None
     """One-sided, for "the second is better"."""
-    interval: tuple[float, float] | None
+    interval: tuple[float, float] | None = None
     """Of the first mean less the second, at 1 - alpha; of Welch's alone."""
-    detectable: float | None
+    detectable: float | None = None
     """The difference that so many seeds with this spread would tell apart four times of five; of Welch's alone."""
-    alpha: float
 
     @property
     def p(self) -> float | None:
@@ -166,10 +161,10 @@ def compare(first: Scores, second: Scores, alpha: float = ALPHA) -> Comparison:
     if first.higher_is_better != second.higher_is_better:
         raise InputError(f"of {first.name} and {second.name} only one is better when higher, allowed is both or none")
     if min(len(first.of_seeds), len(second.of_seeds)) == 1:
-        return Comparison(first, second, "none", None, None, None, None, alpha)
+        return Comparison(first, second, alpha, "none")
     if first.diverged or second.diverged or not first.deviation or not second.deviation:
         p_first, p_second = _rank_test(_with_worst(first), _with_worst(second))
-        return Comparison(first, second, "Mann-Whitney", p_first, p_second, None, None, alpha)
+        return Comparison(first, second, alpha, "Mann-Whitney", p_first, p_second)
     return _welch(first, second, alpha)
 
 
@@ -204,12 +199,12 @@ def _welch(first: Scores, second: Scores, alpha: float) -> Comparison:
     return Comparison(
         first,
         second,
+        alpha,
         test="Welch",
         p_first=float(stats.t.sf(z, freedom)),
         p_second=float(stats.t.cdf(z, freedom)),
         interval=(difference - quantile * error, difference + quantile * error),
         detectable=(quantile + float(stats.t.ppf(POWER, freedom))) * error,
-        alpha=alpha,
     )
 
 

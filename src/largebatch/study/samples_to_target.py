@@ -17,16 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from largebatch.errors import InputError
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
 
-try:
-    import numpy as np
-    from numpy.typing import NDArray
-    from scipy import optimize, stats
-except ModuleNotFoundError as error:
-    raise InputError(
-        f"statistics need the package {error.name}, which is not installed: pip install 'largebatch[study]'"
-    ) from None
+from largebatch.errors import InputError
 
 _LEAST_POINTS = 3
 _FURTHEST = 1e4

@@ -39,20 +39,19 @@ def claimed(
     """
     claim_folder(folder, run, resume)
     made = not folder.exists()
-    with locked(folder, say, patience_seconds):
-        try:
+    try:
+        with locked(folder, say, patience_seconds):
             claim_folder(folder, run, resume)  # again: while we waited, another may have begun a run here
             yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
-            if made:
-                with suppress(OSError):
-                    folder.rmdir()  # only if nothing has been written
+    finally:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()  # only if nothing has been written
 
 
 @contextmanager
 def locked(folder: Path, say: Callable[[str], None], patience_seconds: float) -> Iterator[None]:
-    """Hold a folder's lock; the holder is to remove its file before it lets go.
+    """Hold a folder's lock, whose file is there meanwhile.
 
     Raises:
         InputError: another process still has it after that time, or the folder cannot be written.
@@ -84,13 +83,14 @@ def locked(folder: Path, say: Callable[[str], None], patience_seconds: float) ->
                 raise InputError(
                     f"{folder} is being written by {holder}: wait for its end or stop it, or name another folder"
                 ) from None
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(_PAUSE_SECONDS)  # POSIX has no lock that waits for a limited time
         os.close(held)
     try:
         os.ftruncate(held, 0)
         os.write(held, f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(held)
 
 
