@@ -27,12 +27,14 @@ usage: largebatch VERB ...
   join CORPUS CORPUS ... --out FOLDER   one corpus of several that were prepared apart
   train RECIPE [--out FOLDER] ...       run a recipe; --resume goes on, --dry-run only counts; many ranks by torchrun
   predict MODEL ...                     answer SQuAD's questions, or one, with a fine-tuned model
+  study NAME [--out FOLDER] ...         compare methods: tuned alike, over seeds, with what they support
   scale MODEL [--batch N]               learning rate, warm-up and steps for a batch, with their sources
-  report FOLDER                         write the page of a run
-  recipes                               list the recipes
+  report FOLDER                         write the page of a run or a study
+  recipes                               list the recipes and studies
 
 The options of each are listed by: largebatch prepare --help, largebatch train RECIPE --help,
-largebatch predict MODEL --help, largebatch scale MODEL --help, largebatch report FOLDER --help."""
+largebatch predict MODEL --help, largebatch study NAME --help, largebatch scale MODEL --help,
+largebatch report FOLDER --help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class ReportOptions:
     """Where the page goes."""
 
     out: Path | None = None
-    """File of the page; report.html in the run's folder if left out."""
+    """File of the page; report.html in that folder if left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,12 +267,22 @@ def _predict(arguments: Sequence[str]) -> int:
 
 
 def _report(arguments: Sequence[str]) -> int:
-    from largebatch.report.run_page import write_report
-
-    folder, rest = _subject(arguments, "report", "a run's folder")
-    options = parse(ReportOptions, rest, "report FOLDER", description="Write the page of one run.")
+    folder, rest = _subject(arguments, "report", "the folder of a run or study")
+    options = parse(ReportOptions, rest, "report FOLDER", description="Write the page of one run or study.")
+    if (Path(folder) / "study.json").is_file():
+        from largebatch.study.report import write_report
+    else:
+        from largebatch.report.run_page import write_report
     print(f"report: {write_report(Path(folder), options.out)}")
     return 0
+
+
+def _study(arguments: Sequence[str]) -> int:
+    name, rest = _subject(arguments, "study", "the name of a study")
+    from largebatch.study_verb import StudyOptions, study_verb
+
+    options, words = parse_known(StudyOptions, rest, f"study {name}")
+    return study_verb(name, options, words, " ".join(["largebatch study", *arguments]))
 
 
 def _scale(arguments: Sequence[str]) -> int:
@@ -323,6 +335,12 @@ def _recipes(arguments: Sequence[str]) -> int:
     width = max(map(len, RECIPES))
     for name in RECIPES:
         print(f"{name.ljust(width)}  {promise(name)}")
+    from largebatch.recipes.studies import STUDIES, study_promise
+
+    print("\nstudies, for `largebatch study`:")
+    width = max(map(len, STUDIES))
+    for name in STUDIES:
+        print(f"{name.ljust(width)}  {study_promise(name)}")
     return 0
 
 
@@ -333,5 +351,6 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "predict": _predict,
     "scale": _scale,
     "report": _report,
+    "study": _study,
     "recipes": _recipes,
 }

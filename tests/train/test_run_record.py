@@ -29,18 +29,18 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_commit_and_whether_files_were_changed(package: Path) -> None:
     commit = git(package.parent, "rev-parse", "--short=12", "HEAD")
-    assert run_record._commit() == commit
+    assert run_record.commit() == commit
     (package.parent / "note.txt").write_text("not of the repository")
-    assert run_record._commit() == commit
+    assert run_record.commit() == commit
     package.write_text("2\n")
-    assert run_record._commit() == f"{commit}-dirty"
+    assert run_record.commit() == f"{commit}-dirty"
 
 
 def test_asking_for_it_writes_nothing(package: Path) -> None:
     index = package.parent / ".git" / "index"
     os.utime(package, (0, 0))  # git knows the file by another time, and would take this one down
     before = index.read_bytes()
-    assert run_record._commit() is not None
+    assert run_record.commit() is not None
     assert index.read_bytes() == before
     git(package.parent, "describe", "--always", "--dirty")
     assert index.read_bytes() != before, "what is not done here"

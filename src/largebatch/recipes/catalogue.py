@@ -4,11 +4,11 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from largebatch.command_line import nearest, parse, parse_known
 from largebatch.errors import InputError
@@ -25,6 +25,7 @@ RECIPES: dict[str, str] = {
     "bert-large": "largebatch.recipes.bert:bert_large",
     "bert-large-mixed": "largebatch.recipes.bert:bert_large_mixed",
     "bert-large-nvidia": "largebatch.recipes.bert:bert_large_nvidia",
+    "bert-study": "largebatch.recipes.bert_study:bert_study",
     "squad": "largebatch.recipes.squad:squad",
     "gpt-mini": "largebatch.recipes.gpt:gpt_mini",
     "gpt2": "largebatch.recipes.gpt:gpt2",
@@ -41,10 +42,24 @@ def find_recipe(name: str) -> tuple[Recipe, str]:
     Raises:
         InputError: if there is none of that name.
     """
-    dotted = RECIPES.get(name, name)
+    return find_function(name, RECIPES, "recipe")
+
+
+def find_function(name: str, known: Mapping[str, str], kind: str) -> tuple[Callable[..., Any], str]:
+    """Return a function and its dotted name, from a name that is known, ``module:function`` or ``FILE.py:function``.
+
+    Args:
+        name: what the user typed.
+        known: name -> dotted name.
+        kind: what it is called in a message.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    dotted = known.get(name, name)
     if ":" not in dotted:
         raise InputError(
-            f"there is no recipe {name!r}{nearest(name, RECIPES)}: allowed are {', '.join(RECIPES)}, "
+            f"there is no {kind} {name!r}{nearest(name, known)}: allowed are {', '.join(known)}, "
             "or module:function of your own"
         )
     module_name, _, function_name = dotted.rpartition(":")
@@ -54,11 +69,11 @@ def find_recipe(name: str) -> tuple[Recipe, str]:
         own_fault = isinstance(error, ModuleNotFoundError) and not module_name.startswith(error.name or "?")
         if own_fault:
             raise
-        raise InputError(f"there is no recipe {name!r}: {module_name} cannot be found") from error
-    recipe: Any = getattr(module, function_name, None)
-    if not callable(recipe):
-        raise InputError(f"there is no recipe {name!r}: {module_name} has no function {function_name}")
-    return cast(Recipe, recipe), dotted
+        raise InputError(f"there is no {kind} {name!r}: {module_name} cannot be found") from error
+    function: Any = getattr(module, function_name, None)
+    if not callable(function):
+        raise InputError(f"there is no {kind} {name!r}: {module_name} has no function {function_name}")
+    return function, dotted
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -92,7 +107,7 @@ def build_run(name: str, arguments: Sequence[str], about: str = "") -> tuple[Run
     if start.init_from is not None:
         default = replace(default, task=_starting_from(default.task, start.init_from, name))
     kinds: Any = Run[type(default.task), type(default.optimizer)]  # type: ignore[misc]
-    run = parse(kinds, rest, verb, description=_description(recipe) + about, default=default)
+    run = parse(kinds, rest, verb, description=described(recipe) + about, default=default)
     recipe_name = name if name in RECIPES else dotted.rpartition(":")[2].replace("_", "-")
     return run, Origin(recipe=dotted, recipe_name=recipe_name, overrides=tuple(arguments))
 
@@ -110,8 +125,8 @@ def _starting_from(task: Any, folder: str, name: str) -> Any:
     return take(folder)
 
 
-def _description(recipe: Recipe) -> str:
-    """Return a recipe's promise and its own options, which stand before the run's in the help."""
+def described(recipe: Callable[..., Any]) -> str:
+    """Return a function's docstring and its options, for a help."""
     lines = [inspect.cleandoc(recipe.__doc__ or "")]
     for parameter in inspect.signature(recipe).parameters.values():
         kind = parameter.annotation

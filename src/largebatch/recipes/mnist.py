@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
+from largebatch.errors import InputError
 from largebatch.recipes.images import ImageRun, OptimizerName, decaying_stage, image_optimizer, images_of
+from largebatch.recipes.optimizers import Adam, Adamw, Lamb
+from largebatch.scaling import scale_adam
 from largebatch.train.run import Run
 from largebatch.vision.classification import ImageClassification
 from largebatch.vision.images import DIGITS
@@ -36,12 +39,26 @@ def digits(
     optimizer: OptimizerName = "lamb",
     lr: float | None = None,
     warmup_share: float = 0.1,
+    scale_betas_from: int | None = None,
 ) -> ImageRun:
     """LeNet on the embedded digits of 8 x 8 pixels: by default the whole set as one batch, 35 steps in two seconds.
 
-    Status: run with all six optimizers, reports/digits/README.md.
+    ``--scale-betas-from B0`` carries LAMB's, Adam's or AdamW's betas from that batch: 1 - beta grows as the batch does
+    (arXiv 2205.10287). Status: run with all six optimizers, reports/digits/README.md.
     """
-    return _run(_task(data, means=(0.3055,), stds=(0.3754,), size=8), batch, epochs, optimizer, lr, warmup_share)
+    run = _run(_task(data, means=(0.3055,), stds=(0.3754,), size=8), batch, epochs, optimizer, lr, warmup_share)
+    return run if scale_betas_from is None else _with_scaled_betas(run, scale_betas_from, batch)
+
+
+def _with_scaled_betas(run: ImageRun, from_batch: int, batch: int) -> ImageRun:
+    chosen = run.optimizer
+    if not isinstance(chosen, Lamb | Adam | Adamw):
+        raise InputError(f"scale_betas_from is {from_batch}, but {type(chosen).__name__.lower()} has no betas")
+    try:
+        scaled = scale_adam(1.0, chosen.betas, chosen.eps, from_batch, batch)
+    except ValueError as error:
+        raise InputError(f"the betas cannot be carried from batch {from_batch} to {batch}: {error}") from error
+    return replace(run, optimizer=replace(chosen, betas=scaled.betas, eps=scaled.eps))
 
 
 def _task(data: str, means: tuple[float, ...], stds: tuple[float, ...], size: int) -> ImageClassification:

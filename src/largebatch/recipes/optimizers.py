@@ -21,6 +21,10 @@ class Lamb:
     """Decay inside the direction and inside its norm."""
     bias_correction: bool = True
     """Correct the moments for their start at zero, as versions 4 and 5 of the paper do."""
+    norm: Literal["1", "2", "inf"] = "2"
+    """Norm of weights and direction in the ratio."""
+    nesterov: Literal["none", "first", "both"] = "none"
+    """Look one step ahead: with the first moment is N-LAMB, with both NN-LAMB."""
     max_grad_norm: float | None = 1.0
     """Clip the global l2 norm of the gradient to this; None switches it off."""
     foreach: bool | None = None
@@ -28,7 +32,12 @@ class Lamb:
 
     def build(self, model: nn.Module) -> LAMB:
         """Return LAMB over the model's parameters, by name; the loop sets the learning rate before each step."""
-        return _lamb(self, layer_groups(model, weight_decay=self.weight_decay))
+        return _lamb(
+            self,
+            layer_groups(model, weight_decay=self.weight_decay),
+            norm="inf" if self.norm == "inf" else int(self.norm),
+            nesterov=None if self.nesterov == "none" else self.nesterov,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +172,10 @@ def _not_adapted(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{**group, "adapt": False} for group in layer_groups(model, weight_decay=weight_decay)]
 
 
-def _lamb(choice: Lamb | Adamw, groups: list[dict[str, Any]]) -> LAMB:
+def _lamb(choice: Lamb | Adamw, groups: list[dict[str, Any]], **options: Any) -> LAMB:
     return LAMB(
         groups,
+        **options,
         lr=0.0,
         betas=choice.betas,
         eps=choice.eps,

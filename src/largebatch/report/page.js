@@ -2,61 +2,28 @@
 (function () {
   "use strict";
 
-  const data = JSON.parse(document.getElementById("run-data").textContent);
+  const { onTouch, config, colours, narrow, frame, escaped } = Figures;
+  const data = Figures.data();
   const hidden = new Map(data.charts.map((chart) => [chart.id, new Set()]));
-  const onTouch = window.matchMedia("(pointer: coarse)").matches;
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const config = { displayModeBar: false, responsive: false, doubleClick: "reset", scrollZoom: false };
   let axis = "steps";
-
-  function colours() {
-    const style = getComputedStyle(document.documentElement);
-    const names = ["ink", "quiet", "card", "line", "grid", "blue", "orange", "green", "purple", "grey", "band"];
-    const found = Object.fromEntries(names.map((name) => [name, style.getPropertyValue("--" + name).trim()]));
-    found.font = style.getPropertyValue("--text").trim();
-    return found;
-  }
-
-  // --- what all figures share ---
-
-  function narrow(element) {
-    return element.clientWidth < 480;
-  }
 
   function layout(element, ink, height) {
     const last = data.bands.length ? data.bands[data.bands.length - 1][axis][1] : 1;
-    return {
-      width: element.clientWidth,
-      height: height,
-      margin: { l: narrow(element) ? 44 : 52, r: 8, t: data.bands.length > 1 ? 22 : 8, b: 40 },
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: ink.font, size: 12, color: ink.quiet },
-      showlegend: false,
-      dragmode: onTouch ? false : "zoom",
-      hovermode: "x unified",
-      hoverlabel: { bgcolor: ink.card, bordercolor: ink.line, font: { color: ink.ink, size: 12 } },
-      xaxis: {
-        title: { text: axis, standoff: 6 },
-        range: [0, last * 1.02],
-        fixedrange: onTouch,
-        showgrid: false,
-        zeroline: false,
-        linecolor: ink.line,
-        ticks: "outside",
-        ticklen: 4,
-        tickcolor: ink.line,
-        tickformat: last >= 1e5 ? "~s" : ",d",
-        unifiedhovertitle: { text: (axis === "steps" ? "step" : "samples") + " %{x:,d}" },
-        spikethickness: 1,
-        spikedash: "solid",
-        spikecolor: ink.quiet,
-        nticks: narrow(element) ? 5 : 8,
-      },
-      yaxis: { fixedrange: true, gridcolor: ink.grid, zeroline: false, ticks: "", automargin: true, nticks: 6 },
-      shapes: data.bands.length > 1 ? bandShapes(ink) : [],
-      annotations: data.bands.length > 1 ? bandNames(element, ink) : [],
-    };
+    const figure = frame(element, ink);
+    figure.height = height;
+    figure.margin.t = data.bands.length > 1 ? 22 : 8;
+    figure.dragmode = onTouch ? false : "zoom";
+    figure.hovermode = "x unified";
+    Object.assign(figure.xaxis, {
+      title: { text: axis, standoff: 6 },
+      range: [0, last * 1.02],
+      fixedrange: onTouch,
+      tickformat: last >= 1e5 ? "~s" : ",d",
+      unifiedhovertitle: { text: (axis === "steps" ? "step" : "samples") + " %{x:,d}" },
+    });
+    figure.shapes = data.bands.length > 1 ? bandShapes(ink) : [];
+    figure.annotations = data.bands.length > 1 ? bandNames(element, ink) : [];
+    return figure;
   }
 
   // Every second stage is shaded, and a line stands where a stage begins.
@@ -121,10 +88,6 @@
       hovertemplate: series.style === "crosses" ? "skipped<extra></extra>" : "%{y}",
       ...shape,
     };
-  }
-
-  function escaped(text) {
-    return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   }
 
   function drawChart(chart, ink) {
@@ -203,29 +166,7 @@
     });
   });
 
-  document.querySelectorAll(".legend button").forEach((button) => {
-    button.addEventListener("click", () => {
-      const chart = button.closest("figure").querySelector(".plot").id;
-      const off = hidden.get(chart);
-      const name = button.dataset.series;
-      if (!off.delete(name)) off.add(name);
-      button.setAttribute("aria-pressed", String(!off.has(name)));
-      drawChart(data.charts.find((one) => one.id === chart), colours());
-    });
-  });
-
-  let waiting = 0;
-  let width = window.innerWidth;
-  window.addEventListener("resize", () => {
-    if (window.innerWidth === width) return; // a phone's address bar came or went
-    width = window.innerWidth;
-    window.clearTimeout(waiting);
-    waiting = window.setTimeout(draw, 120);
-  });
-  dark.addEventListener("change", draw);
-  // Print styles are in force by now: colours and widths are the paper's.
-  window.matchMedia("print").addEventListener("change", draw);
-  window.addEventListener("afterprint", draw);
-
+  Figures.switches(hidden, (id) => drawChart(data.charts.find((one) => one.id === id), colours()));
+  Figures.whenShownOtherwise(draw);
   draw();
 })();

@@ -1,25 +1,20 @@
-"""The report of one run: a single HTML file that needs no network, no server and no other file."""
+"""The report of one run."""
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from largebatch.aside import write_aside
-from largebatch.errors import InputError
 from largebatch.report import configuration, summary
-from largebatch.report.charts import Chart, Table
+from largebatch.report.charts import Chart
 from largebatch.report.fine_tuned import FineTuned
 from largebatch.report.heat_map import CIVIDIS, HeatMap, heat_map
 from largebatch.report.held_out_charts import held_out_charts
-from largebatch.report.markup import Markup, asset, element, join, plot_text, script_data
+from largebatch.report.markup import Markup, element, join, plot_text
+from largebatch.report.page import document, figure, legend, section, write_page
 from largebatch.report.run_folder import RunFolder
 from largebatch.report.tables import table
 from largebatch.report.training_charts import training_charts
-
-# The page may run what stands in it and fetch nothing at all; data: and blob: are Plotly's own pictures.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def write_report(run_folder: Path, out: Path | None = None) -> Path:
@@ -32,50 +27,33 @@ def write_report(run_folder: Path, out: Path | None = None) -> Path:
     Raises:
         InputError: run.json or metrics.jsonl is missing or damaged, or the page cannot be written.
     """
-    page = render(RunFolder.read(run_folder))
-    path = run_folder / "report.html" if out is None else out
-    try:
-        write_aside(path, page)
-    except OSError as error:
-        raise InputError(f"the report {path} cannot be written: {error.strerror or error}") from error
-    return path
+    return write_page(run_folder / "report.html" if out is None else out, render(RunFolder.read(run_folder)))
 
 
 def render(run: RunFolder) -> str:
     """Return the page as HTML text."""
-    from plotly.offline import get_plotlyjs
-
     held_out, training, ratios = held_out_charts(run), training_charts(run), heat_map(run)
     charts = [*held_out, *training]
     name = str(run.record.get("recipe_name") or run.record.get("recipe") or "run")
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{name} · largebatch report"),
-        asset("style", _asset_text("page.css")),
-    )
     fine_tuned = FineTuned.read(run)
     sections = [
         _head(run, name, fine_tuned),
         _axis_choice() if charts or ratios else None,
-        _section(
+        section(
             "held-out",
             "What it learned",
             "Measured on data that was kept out of training.",
             _charts(held_out),
         ),
         _fine_tuned(fine_tuned) if fine_tuned else None,
-        _section(
+        section(
             "training",
             "How it trained",
             "What each optimizer step saw and did."
             + (" A dotted line marks where a stage begins." if len(run.stages) > 1 else ""),
             _charts(training),
         ),
-        _section(
+        section(
             "trust-ratios",
             "Trust ratios",
             "Each layer's step is scaled to the length of its own weights; the ratio says by how much.",
@@ -83,21 +61,8 @@ def render(run: RunFolder) -> str:
         ),
         _configuration(run),
     ]
-    body = element(
-        "body",
-        element("a", "Skip to the figures", class_="skip", href="#figures"),
-        element("noscript", element("p", "The figures need JavaScript; the numbers below them do not.", class_="lead")),
-        element("main", *sections),
-        element("footer", element("p", "Written by largebatch. This page is one file and loads nothing.")),
-        script_data("run-data", _data(run, charts, ratios)),
-        asset("script", get_plotlyjs()) if charts or ratios else None,
-        asset("script", _asset_text("page.js")),
-    )
-    return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
-
-
-def _asset_text(name: str) -> str:
-    return resources.files("largebatch.report").joinpath(name).read_text(encoding="utf-8")
+    drawn = bool(charts) or ratios is not None
+    return document(name, sections, _data(run, charts, ratios), "page.js", drawn=drawn)
 
 
 def _data(run: RunFolder, charts: list[Chart], ratios: HeatMap | None) -> dict[str, Any]:
@@ -219,19 +184,6 @@ def _axis_choice() -> Markup:
     )
 
 
-def _section(identifier: str, title: str, about: str, figures: list[Markup]) -> Markup | None:
-    if not figures:
-        return None
-    return element(
-        "section",
-        element("h2", title),
-        element("p", about, class_="about"),
-        element("div", *figures, class_="figures"),
-        id=identifier,
-        class_="part",
-    )
-
-
 def _charts(charts: list[Chart]) -> list[Markup]:
     """Make the figures of a section; those that are not large share a row."""
     sharing = sum(not chart.large for chart in charts)
@@ -242,26 +194,8 @@ def _charts(charts: list[Chart]) -> list[Markup]:
 def _chart(chart: Chart, width: str) -> Markup:
     names = dict.fromkeys((series.name, series.colour, series.style == "dashed") for series in chart.series)
     firsts = {name: (colour, dashed) for name, colour, dashed in reversed(names)}
-    legend = None
-    if len(firsts) > 1:
-        legend = element(
-            "div",
-            *(
-                element(
-                    "button",
-                    element("span", class_=f"swatch {colour}{' dashed' if dashed else ''}", aria_hidden="true"),
-                    name,
-                    type="button",
-                    aria_pressed="true",
-                    data_series=name,
-                )
-                for name, (colour, dashed) in reversed(firsts.items())
-            ),
-            class_="legend",
-            role="group",
-            aria_label=f"Curves of {chart.title}",
-        )
-    return _figure(
+    swatches = [(name, f"{colour}{' dashed' if dashed else ''}") for name, (colour, dashed) in reversed(firsts.items())]
+    return figure(
         chart.identifier,
         title=chart.title,
         unit=chart.unit,
@@ -269,13 +203,13 @@ def _chart(chart: Chart, width: str) -> Markup:
         numbers=chart.table,
         height=chart.height,
         width=width,
-        legend=legend,
+        legend=legend(chart.title, swatches),
     )
 
 
 def _heat_map(ratios: HeatMap) -> Markup:
     row = 22 if len(ratios.names) <= 40 else 13
-    return _figure(
+    return figure(
         "trust-ratio-map",
         title="Trust ratio of each layer",
         unit="logarithmic",
@@ -295,39 +229,6 @@ def _colour_scale(ratios: HeatMap) -> Markup:
         class_="scale",
         role="img",
         aria_label="Colours of the trust ratio, dark for small and light for large",
-    )
-
-
-def _figure(
-    identifier: str,
-    *,
-    title: str,
-    unit: str,
-    caption: str,
-    numbers: Table,
-    height: int,
-    width: str,
-    legend: Markup | None,
-) -> Markup:
-    return element(
-        "figure",
-        element("h3", title, " ", element("small", unit)),
-        legend,
-        element(
-            "div",
-            id=identifier,
-            class_="plot",
-            role="img",
-            aria_label=f"{title}, {unit}. {caption}",
-            style=f"height:{height}px",
-        ),
-        element("figcaption", caption),
-        element(
-            "details",
-            element("summary", "Numbers", element("span", f" of {title}", class_="unseen")),
-            table(numbers, f"Numbers of {title}"),
-        ),
-        class_=width,
     )
 
 

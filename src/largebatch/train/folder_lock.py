@@ -21,6 +21,12 @@ PATIENCE_SECONDS = 10.0
 """For a process that is just ending, whose folder the next one is given at once."""
 
 _PAUSE_SECONDS = 0.2
+
+
+class FolderHeld(InputError):
+    """Another process is writing to the folder."""
+
+
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -35,7 +41,7 @@ def claimed(
     """Keep a folder for this process, having checked that the run may write to it; see `claim_folder`.
 
     Raises:
-        InputError: the run may not, or another process is writing there.
+        InputError: the run may not, or another process is writing there, a `FolderHeld`.
     """
     claim_folder(folder, run, resume)
     made = not folder.exists()
@@ -54,7 +60,8 @@ def locked(folder: Path, say: Callable[[str], None], patience_seconds: float) ->
     """Hold a folder's lock, whose file is there meanwhile.
 
     Raises:
-        InputError: another process still has it after that time, or the folder cannot be written.
+        FolderHeld: another process still has it after that time.
+        InputError: the folder cannot be written.
     """
     try:
         import fcntl
@@ -80,7 +87,7 @@ def locked(folder: Path, say: Callable[[str], None], patience_seconds: float) ->
             if time.monotonic() > until:
                 holder = os.read(held, 200).decode(errors="replace").strip() or "another process"
                 os.close(held)
-                raise InputError(
+                raise FolderHeld(
                     f"{folder} is being written by {holder}: wait for its end or stop it, or name another folder"
                 ) from None
             time.sleep(_PAUSE_SECONDS)  # POSIX has no lock that waits for a limited time

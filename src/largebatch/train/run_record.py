@@ -137,7 +137,7 @@ def write_run_record(
             "data": fingerprint(run),
             "optimizer_name": optimizer_name,
             "parameters": parameters,
-            "commit": _commit(),
+            "commit": commit(),
             "versions": versions(),
             "cpu": cpu_model(),
             "gpu": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
@@ -172,7 +172,7 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the commit of the working copy that this package is imported from, or None for an installed package."""
     here = Path(__file__).resolve().parent
     commit = _git(here, "describe", "--always", "--abbrev=12", "--exclude=*")

@@ -1,0 +1,140 @@
+"""The ledger of a study: study.json, what was declared, and trials.jsonl, what every trial came to, a line each.
+
+The database that workers share holds the same; the ledger is what is committed and what pages are made of. Both files
+are whole or not there.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from largebatch.aside import write_aside
+from largebatch.errors import InputError
+from largebatch.study.plan import Ended, Job, State, Study, study_of
+from largebatch.study.space import Point
+from largebatch.train.ledger import read_ledger
+
+FORMAT_VERSION = 1
+STUDY, TRIALS = "study.json", "trials.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run of a study that has come to an end of some kind.
+
+    Attributes:
+        job: which.
+        point: what was given to the recipe beyond the arm's options.
+        state: "diverged" where the loss or the score was no number.
+        score: of the last evaluation; None unless complete.
+        metrics: of the last evaluation, the held-out loss as "loss" among them.
+        evaluations: (step, samples seen, score or None) of each evaluation.
+        losses: (samples seen, training loss), few of them.
+        steps, samples: of the whole run as planned.
+        seconds: of training, all sessions together.
+        command: what repeats it.
+        reason: why it diverged, in a sentence.
+        origin: commit, processor, threads, versions, what identifies the data.
+    """
+
+    job: Job
+    point: Point
+    state: State
+    score: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    evaluations: tuple[tuple[int, int, float | None], ...] = ()
+    losses: tuple[tuple[int, float], ...] = ()
+    steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    command: str = ""
+    reason: str | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> Ended:
+        """What the study goes on by."""
+        return Ended(state=self.state, score=self.score)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return json.loads(json.dumps(asdict(self), allow_nan=False))
+
+
+def trial_of(held: Mapping[str, Any]) -> Trial:
+    """Return the trial of its plain data; raises InputError if it is none."""
+    try:
+        rows = tuple((int(step), int(samples), score) for step, samples, score in held["evaluations"])
+        losses = tuple((int(samples), float(loss)) for samples, loss in held["losses"])
+        return Trial(**{**held, "job": Job(**held["job"]), "evaluations": rows, "losses": losses})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the record of a trial is damaged: {error}") from error
+
+
+def ends(trials: Iterable[Trial]) -> dict[Job, Ended]:
+    """Return job -> how it ended."""
+    return {trial.job: trial.ended for trial in trials}
+
+
+def write_study(folder: Path, study: Study, origin: Mapping[str, Any]) -> None:
+    """Write what is declared, and what is to be known of where it was begun."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = {"format_version": FORMAT_VERSION, "study": study.as_dict(), "origin": dict(origin)}
+    write_aside(folder / STUDY, json.dumps(held, indent=1) + "\n")
+
+
+def write_trials(folder: Path, study: Study, trials: Iterable[Trial]) -> None:
+    """Write all trials, in the order of the study's jobs."""
+    order = {job: number for number, job in enumerate(study.jobs())}
+    lines = sorted(trials, key=lambda trial: order[trial.job])
+    write_aside(folder / TRIALS, "".join(json.dumps(trial.as_dict()) + "\n" for trial in lines))
+
+
+def is_study(folder: Path) -> bool:
+    """Return whether a folder is that of a study."""
+    return (folder / STUDY).is_file()
+
+
+def read_study(folder: Path) -> tuple[Study, dict[str, Any]]:
+    """Return a study and its origin.
+
+    Raises:
+        InputError: the folder holds none, or one that is damaged or of another format version.
+    """
+    path = folder / STUDY
+    try:
+        held = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged or missing") from error
+    if not isinstance(held, dict) or held.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path} is no record of a study in format version {FORMAT_VERSION}")
+    try:
+        return study_of(held["study"]), held["origin"]
+    except (KeyError, InputError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
+def read_trials(folder: Path, study: Study) -> list[Trial]:
+    """Return the trials of a study's folder, none if it holds no ledger yet.
+
+    Raises:
+        InputError: the ledger is damaged, has a trial twice, or one that the study does not have.
+    """
+    path = folder / TRIALS
+    if not path.is_file():
+        return []
+    allowed, found = set(study.jobs()), {}
+    for held in read_ledger(path):
+        try:
+            trial = trial_of(held)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        if trial.job in found or trial.job not in allowed:
+            raise InputError(f"{path} has {trial.job} {'twice' if trial.job in found else 'that is none of the study'}")
+        if trial.score is not None and not math.isfinite(trial.score):
+            raise InputError(f"{path} has the score {trial.score} of {trial.job}, allowed are finite numbers")
+        found[trial.job] = trial
+    return list(found.values())

@@ -1,0 +1,301 @@
+"""A study as it is declared: methods and batches to compare, what is tuned for each, and which runs that makes.
+
+An *arm* is one method in one setting, such as LAMB at batch 512. Its search is gone through with seed 0; its best
+point, the one with the best score and the first of several, is then run with the seeds 1, 2 and so on, so that the luck
+of the choice is not in what is compared. An arm may take over the point that was best in another arm, with some of its
+numbers multiplied: so a scaling rule is tested without tuning again.
+
+A study is a frozen value and equal to what its record says, so that it cannot go on as another.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from largebatch.errors import InputError, check_at_least
+from largebatch.study.space import Choices, Interval, Point, Search, carried, check_options, described
+
+Kind = Literal["tuning", "seed"]
+State = Literal["complete", "diverged", "pruned"]
+
+_TAKEN = ("seed", "out", "resume", "dry_run", "keep_checkpoints", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """The best point of another arm, with some of its numbers multiplied."""
+
+    arm: str
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One method in one setting.
+
+    Attributes:
+        method: as curves and tables call it.
+        batch: samples in a step, where the study compares batches.
+        options: of the recipe, beyond those of the study.
+        search: what is tuned; a `Carried` takes it over, None tunes nothing.
+    """
+
+    method: str
+    batch: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    search: Search | Carried | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return self.method if self.batch is None else f"{self.method}, batch {self.batch:,}"
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """What is tried with seed 0."""
+        return self.search.points if isinstance(self.search, Search) else ()
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether there is a choice to be made."""
+        return len(self.points) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """A trial of the tuning ends early if its score is worse than the median of the others of its arm there.
+
+    Attributes:
+        trials: how many have to be complete before any is pruned.
+        evaluations: how many each has before it is judged.
+    """
+
+    trials: int = 4
+    evaluations: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least(self, trials=1, evaluations=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A row of a paper, in the same unit as the score."""
+
+    label: str
+    value: float
+    batch: int | None = None
+
+
+@dataclass(frozen=True, order=True)
+class Job:
+    """One run of a study."""
+
+    arm: str
+    kind: Kind
+    number: int
+    """Of the point, from 0; or the seed."""
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.number if self.kind == "seed" else 0
+
+    def __str__(self) -> str:
+        """As messages have it."""
+        return f"{self.arm}: {'point' if self.kind == 'tuning' else 'seed'} {self.number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What a job came to, as far as the study goes on by it."""
+
+    state: State
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is compared, and how.
+
+    Attributes:
+        name: of the study.
+        title: what it is about.
+        question: what it is to answer.
+        recipe: of the catalogue, ``module:function`` or ``FILE.py:function``.
+        arms: see above.
+        score: name of the metric of the last evaluation that decides, or "loss", the held-out one.
+        higher_is_better: as of an accuracy.
+        percent: the score is a share and shown in percent.
+        seeds: runs of each arm's best point.
+        options: of the recipe, for all arms.
+        reference: the method that the others are compared with; the first arm's if left out.
+        target: of the score; how many samples and steps each arm takes to it is told.
+        pruning: None runs every trial to its end.
+        published: rows of papers to stand beside.
+        notes: what a reader has to know.
+
+    Raises:
+        InputError: a field that is not allowed, or two arms of one name.
+    """
+
+    name: str
+    title: str
+    question: str
+    recipe: str
+    arms: tuple[Arm, ...]
+    score: str
+    higher_is_better: bool
+    percent: bool = False
+    seeds: int = 5
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+    target: float | None = None
+    pruning: Pruning | None = None
+    published: tuple[Published, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise InputError(f"a study is named {self.name!r}, allowed are letters, digits, - and _")
+        if not self.arms:
+            raise InputError(f"study {self.name} has no arms, allowed is 1 or more")
+        check_at_least(self, seeds=1)
+        check_options(self.options, f"study {self.name}", _TAKEN)
+        names = [arm.name for arm in self.arms]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"study {self.name} has two arms {twice!r}, allowed are names that differ")
+        if self.reference is not None and self.reference not in self.methods:
+            raise InputError(f"study {self.name} compares with {self.reference!r}, allowed are {list(self.methods)}")
+        for arm in self.arms:
+            self._check_arm(arm)
+
+    def _check_arm(self, arm: Arm) -> None:
+        check_options(arm.options, f"arm {arm.name!r}", (*_TAKEN, *self.options))
+        for point in arm.points:
+            check_options(point, f"a point of arm {arm.name!r}", (*_TAKEN, *self.options, *arm.options))
+        if isinstance(arm.search, Carried):
+            source = next((other for other in self.arms if other.name == arm.search.arm), None)
+            if source is None or not isinstance(source.search, Search):
+                allowed = [other.name for other in self.arms if isinstance(other.search, Search)]
+                raise InputError(f"arm {arm.name!r} takes over from {arm.search.arm!r}, allowed are {allowed}")
+            for point in source.points:
+                carried(point, arm.search.factors)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Arm]:
+        """Name -> arm."""
+        return {arm.name: arm for arm in self.arms}
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """In the order in which they are declared."""
+        return tuple(dict.fromkeys(arm.method for arm in self.arms))
+
+    @property
+    def compared_with(self) -> str:
+        """The method that the others are compared with."""
+        return self.reference or self.arms[0].method
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield all runs: the tuning point by point, so that no arm is ahead, then the seeds one by one."""
+        most = max((len(arm.points) for arm in self.arms if arm.is_tuned), default=0)
+        for number in range(most):
+            for arm in self.arms:
+                if arm.is_tuned and number < len(arm.points):
+                    yield Job(arm.name, "tuning", number)
+        for seed in range(1, self.seeds + 1):
+            for arm in self.arms:
+                yield Job(arm.name, "seed", seed)
+
+    def best(self, arm: Arm, ended: Mapping[Job, Ended]) -> int | None:
+        """Return the number of an arm's best point; None if its tuning is not over, or no point came to its end."""
+        if not arm.is_tuned:
+            return 0
+        found = [ended.get(Job(arm.name, "tuning", number)) for number in range(len(arm.points))]
+        sign = 1.0 if self.higher_is_better else -1.0
+        scores = {
+            number: sign * one.score
+            for number, one in enumerate(found)
+            if one is not None and one.state == "complete" and one.score is not None
+        }
+        if None in found or not scores:
+            return None
+        return max(scores, key=lambda number: (scores[number], -number))
+
+    def point(self, job: Job, ended: Mapping[Job, Ended]) -> Point | None:
+        """Return what a job gives the recipe beyond its arm's options; None if that is not known, or never will be."""
+        arm = self.by_name[job.arm]
+        if job.kind == "tuning":
+            return arm.points[job.number]
+        if arm.search is None:
+            return {}
+        source = self.by_name[arm.search.arm] if isinstance(arm.search, Carried) else arm
+        number = self.best(source, ended)
+        if number is None:
+            return None
+        factors = arm.search.factors if isinstance(arm.search, Carried) else {}
+        return carried(source.points[number], factors)
+
+    def is_void(self, job: Job, ended: Mapping[Job, Ended]) -> bool:
+        """Return whether a job will never run, for no point of the tuning before it came to its end."""
+        if job.kind == "tuning" or self.point(job, ended) is not None:
+            return False
+        arm = self.by_name[job.arm]
+        source = self.by_name[arm.search.arm] if isinstance(arm.search, Carried) else arm
+        return all(Job(source.name, "tuning", number) in ended for number in range(len(source.points)))
+
+    def open_jobs(self, ended: Mapping[Job, Ended]) -> list[Job]:
+        """Return the jobs that may run now, in order."""
+        return [job for job in self.jobs() if job not in ended and self.point(job, ended) is not None]
+
+    def is_over(self, ended: Mapping[Job, Ended]) -> bool:
+        """Return whether nothing is left to run."""
+        return all(job in ended or self.is_void(job, ended) for job in self.jobs())
+
+    def told(self, job: Job, ended: Mapping[Job, Ended]) -> str:
+        """Return a job in words, with its point."""
+        point = self.point(job, ended)
+        return f"{job} ({described(point)})" if point else str(job)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the study as plain data, which `study_of` reads."""
+        return _plain(asdict(self))
+
+
+def study_of(held: Mapping[str, Any]) -> Study:
+    """Return the study of its plain data.
+
+    Raises:
+        InputError: it is no record of a study.
+    """
+    try:
+        arms = tuple(
+            Arm(**{**arm, "options": dict(arm["options"]), "search": _search_of(arm["search"])}) for arm in held["arms"]
+        )
+        pruning = None if held["pruning"] is None else Pruning(**held["pruning"])
+        published = tuple(Published(**row) for row in held["published"])
+        notes = tuple(held["notes"])
+        return Study(**{**held, "arms": arms, "pruning": pruning, "published": published, "notes": notes})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the record of a study is damaged: {error}") from error
+
+
+def _search_of(held: Mapping[str, Any] | None) -> Search | Carried | None:
+    if held is None:
+        return None
+    if "arm" in held:
+        return Carried(**held)
+    space = {
+        name: Choices(tuple(one["values"])) if "values" in one else Interval(**one)
+        for name, one in held["space"].items()
+    }
+    return Search(space=space, points=tuple(held["points"]), way=held["way"])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,254 @@
+"""`largebatch study`: workers side by side on one study, what they bring to an end told as it comes."""
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from largebatch.errors import InputError, check_at_least
+from largebatch.recipes.catalogue import build_run
+from largebatch.recipes.studies import build_study
+from largebatch.study.claims import SharedStudy
+from largebatch.study.ledger import is_study, read_study, write_study, write_trials
+from largebatch.study.plan import Carried, Study
+from largebatch.study.report import terminal_lines, write_report
+from largebatch.study.search import work
+from largebatch.study.space import words
+from largebatch.study_display import StudyDisplay
+from largebatch.study_trial import train_trial
+from largebatch.train.run_record import commit, cpu_model, versions
+
+MOST_WORKERS = 8
+"""That auto takes on a CPU; each has PyTorch and its data in memory."""
+
+_LOOK_SECONDS = 0.5
+_LEDGER_SECONDS = 10.0
+_STOPPED, _FAILED = 75, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Where a study goes and who runs it."""
+
+    out: Path | None = None
+    """Folder of the study; studies/NAME if left out. The same command goes on with what is there."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that train side by side; auto is one for each GPU, or for each core of a CPU, 8 at most."""
+    storage: str | None = None
+    """URL of the database that workers share, SQL of any kind; OUT/study.db, a file, if left out."""
+    name: str | None = None
+    """What the study is called in the database; its own name if left out."""
+    dry_run: bool = False
+    """Print what would run, and train nothing."""
+
+    def __post_init__(self) -> None:
+        if self.workers != "auto":
+            check_at_least(self, workers=1)
+
+
+def study_verb(name: str, options: StudyOptions, rest: Sequence[str], command: str) -> int:
+    """Go through a study and return the exit code.
+
+    Raises:
+        InputError: an unknown study, an option it refuses, a folder that holds something else.
+    """
+    study = build_study(name, rest)
+    if options.name is not None:
+        study = replace(study, name=options.name)
+    folder = options.out or Path("studies") / study.name
+    _check_arms(study)
+    if options.dry_run:
+        for line in _planned(study):
+            print(line)
+        return 0
+    _claim_folder(folder, study, command)
+    url = options.storage or f"sqlite:///{folder / 'study.db'}"
+    shared = SharedStudy(study, url)
+    display = StudyDisplay(study)
+    with display:
+        code = _Workers(study, url, folder, options.workers).run(shared, display)
+    write_trials(folder, study, shared.trials())
+    for line in terminal_lines(folder):
+        print(line)
+    print(f"report: {write_report(folder)}")
+    return code
+
+
+def _check_arms(study: Study) -> None:
+    """Have every arm's recipe called once, so that a wrong option is told now and not after hours."""
+    for arm in study.arms:
+        source = study.by_name[arm.search.arm] if isinstance(arm.search, Carried) else arm
+        point = source.points[0] if source.points else {}
+        build_run(study.recipe, words({**study.options, **arm.options, **point}))
+
+
+def _claim_folder(folder: Path, study: Study, command: str) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, a folder is needed for --out")
+    if is_study(folder):
+        held, _ = read_study(folder)
+        if held != study:
+            changed = [name for name, value in study.as_dict().items() if held.as_dict()[name] != value]
+            raise InputError(f"{folder} holds a study with other {', '.join(changed)}: name another folder with --out")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds other files, --out takes a folder that is new, empty or of this study")
+    write_study(folder, study, {"command": command, "commit": commit(), "versions": versions(), "cpu": cpu_model()})
+
+
+def _planned(study: Study) -> list[str]:
+    jobs = list(study.jobs())
+    tuning = sum(job.kind == "tuning" for job in jobs)
+    lines = [study.title, f"{len(jobs)} runs of {study.recipe}: {tuning} to tune, {len(jobs) - tuning} seeds"]
+    for arm in study.arms:
+        searched = f"{len(arm.points)} points" if arm.points else "nothing tuned"
+        if isinstance(arm.search, Carried):
+            searched = f"the best point of {arm.search.arm}"
+        lines.append(f"  {arm.name}: {searched}, {study.seeds} seeds")
+    return lines
+
+
+class _Workers:
+    """The processes, from their start to their end."""
+
+    def __init__(self, study: Study, url: str, folder: Path, workers: int | Literal["auto"]) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        gpus = torch.cuda.device_count()
+        number = (gpus or min(cores, MOST_WORKERS)) if workers == "auto" else workers
+        left = sum(1 for _ in study.jobs())
+        number = min(number, left)
+        threads = max(1, cores // number)
+        context = get_context("spawn")
+        self._folder, self._study = folder, study
+        self._channels: list[Connection] = []
+        self._processes: list[Any] = []
+        before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES")}
+        os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive")
+        try:
+            for worker in range(number):
+                if gpus > 1:
+                    os.environ["CUDA_VISIBLE_DEVICES"] = str(worker % gpus)
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_worker, args=(worker, study, url, folder, theirs), daemon=False)
+                process.start()
+                theirs.close()
+                self._channels.append(ours)
+                self._processes.append(process)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    def run(self, shared: SharedStudy, display: StudyDisplay) -> int:
+        """Wait for all of them, tell what comes to an end, and return the exit code."""
+        asked = _StopAsked()
+        written = time.monotonic()
+        said: dict[int, tuple[str, str]] = {}
+        with asked:
+            while True:
+                alive = [process for process in self._processes if process.is_alive()]
+                if asked.wished or any(kind == "error" for kind, _ in said.values()):
+                    for process in alive:
+                        if process.pid is not None and not asked.told:
+                            os.kill(process.pid, signal.SIGTERM)
+                    asked.told = True
+                connection.wait([process.sentinel for process in alive], timeout=_LOOK_SECONDS)
+                for number, channel in enumerate(self._channels):
+                    if number not in said and channel.poll():
+                        try:
+                            said[number] = channel.recv()
+                        except EOFError:
+                            said[number] = ("died", self._death(number))
+                            display.say(said[number][1])
+                trials = shared.trials()
+                display.show(trials, shared.running())
+                if time.monotonic() - written > _LEDGER_SECONDS:
+                    write_trials(self._folder, self._study, trials)
+                    written = time.monotonic()
+                if not alive and len(said) == len(self._channels):
+                    break
+        errors = [sentence for kind, sentence in said.values() if kind == "error"]
+        if errors:
+            write_trials(self._folder, self._study, shared.trials())
+            raise InputError(errors[0])
+        if faults := [sentence for kind, sentence in said.values() if kind == "fault"]:
+            display.say(faults[0])
+            return _FAILED
+        if self._study.is_over(shared.ended()):
+            return 0
+        stopped = any(kind == "stopped" for kind, _ in said.values())
+        display.say("stopped; the same command goes on" if stopped else "no worker is left; the same command goes on")
+        return _STOPPED if stopped else _FAILED
+
+    def _death(self, number: int) -> str:
+        process = self._processes[number]
+        process.join()
+        return f"worker {number} died ({process.exitcode}); what it was training is taken up by another"
+
+
+class _StopAsked:
+    """SIGTERM or Ctrl-C, to be passed on to the workers; a second one has its usual effect."""
+
+    def __init__(self) -> None:
+        self.wished = self.told = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopAsked":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.getsignal(number)
+            signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.wished = True
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _worker(number: int, study: Study, url: str, folder: Path, channel: Connection) -> None:
+    """Be one of the processes; what it says at its end is "done", "stopped", an error or a fault of ours."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all; the first process passes it on, once
+    signal.signal(signal.SIGTERM, _give_back)
+    said = ("done", "")
+    try:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        if not work(SharedStudy(study, url), folder, train_trial, f"{os.uname().nodename}:{os.getpid()}"):
+            said = ("stopped", "")
+    except InputError as error:
+        said = ("error", str(error))
+    except KeyboardInterrupt:
+        said = ("stopped", "")
+    except BaseException:
+        said = ("fault", traceback.format_exc())
+    channel.send(said)
+    channel.close()
+    sys.stdout.flush()
+
+
+def _give_back(number: int, frame: object) -> None:
+    """Leave a claim between two trainings; while one is under way, the loop itself listens."""
+    raise KeyboardInterrupt
+
+
+def _end_with_parent() -> None:
+    """Stop as by SIGTERM when the process that started this one is gone, however it went."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
