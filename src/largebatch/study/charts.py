@@ -128,7 +128,7 @@ def _scores(found: Findings) -> StudyFigure | None:
             continue
         places = [one.arm.batch if over_batches else names.index(one.arm.name) for one, _ in own]
         intervals = [scores.interval() for _, scores in own]
-        means = [scores.mean for _, scores in own]
+        means = [scores.mean or 0.0 for _, scores in own]  # there is one: those without were left out
         marks = {"name": plot_text(method), **styles.of(method)}
         of_seeds = [(place, value) for place, (_, scores) in zip(places, own, strict=True) for value in scores.finished]
         seeds = {**marks, "mode": "markers", "size": 5, "opacity": 0.45, "hover": "seed"}
@@ -315,8 +315,8 @@ def _trials(found: Findings) -> StudyFigure | None:
         }
         for (method, ended, best), (xs, ys) in sorted(by_trace.items(), key=lambda item: item[0][2])
     )
-    axes = [*((name.replace("_", " "), scales[name].ends()) for name in names)]
-    axes.append((score_name(study), tuple(score_text(study, value) for value in last.values)))
+    axes = [(name.replace("_", " "), scales[name].ends()) for name in names]
+    axes.append((score_name(study), (score_text(study, last.values[0]), score_text(study, last.values[1]))))
     return StudyFigure(
         identifier="trials",
         title="Every trial of the search",

@@ -42,7 +42,7 @@ DEAD_AFTER_SECONDS = 30
 
 _PAUSE_SECONDS = 0.05
 _SQLITE_PATIENCE_SECONDS = 60
-_JOB, _RECORD, _DECLARATION = "job", "record", "declaration"
+_WORKER, _JOB, _RECORD, _DECLARATION = "worker", "job", "record", "declaration"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _OPENINGS = 5
 
@@ -75,7 +75,7 @@ class SharedStudy:
         self.study = study
         self._dead_after = dead_after_seconds
         self._sign_of_life = sign_of_life_seconds
-        self._without_job: dict[int, float] = {}
+        self._nameless: dict[int, float] = {}
         self._storage = _opened(url, sign_of_life_seconds, dead_after_seconds)
         try:
             self._arms = {arm.name: self._begun(arm) for arm in study.arms}
@@ -133,8 +133,7 @@ class SharedStudy:
         for one in self._arms.values():
             for trial in one.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if _JOB in trial.user_attrs:
-                    held = trial.user_attrs[_JOB]
-                    found.append(Running(job=Job(**held["job"]), worker=held["worker"]))
+                    found.append(Running(job=Job(**trial.user_attrs[_JOB]), worker=trial.user_attrs[_WORKER]))
         return found
 
     def attempts(self) -> int:
@@ -148,10 +147,10 @@ class SharedStudy:
                 optuna.storages.fail_stale_trials(one)
             # One that was killed between its ticket and its first sign of life has none that could be old.
             for trial in one.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if _JOB in trial.user_attrs:
-                    self._without_job.pop(trial._trial_id, None)
+                if _WORKER in trial.user_attrs:
+                    self._nameless.pop(trial._trial_id, None)
                     continue
-                since = self._without_job.setdefault(trial._trial_id, time.monotonic())
+                since = self._nameless.setdefault(trial._trial_id, time.monotonic())
                 if time.monotonic() - since > self._dead_after:
                     self._fail(trial._trial_id)
 
@@ -167,10 +166,11 @@ class SharedStudy:
         ticket = self._storage.create_new_trial(self._ids[arm.name])
         life = _SignsOfLife(self._storage, ticket, self._sign_of_life)
         try:
+            self._storage.set_trial_user_attr(ticket, _WORKER, worker)
             found = self._decide(arm, ticket)
             if found is not None:
                 job, point = found
-                self._storage.set_trial_user_attr(ticket, _JOB, {"job": _plain(job), "worker": worker})
+                self._storage.set_trial_user_attr(ticket, _JOB, _plain(job))
                 for name, value in point.items():
                     distribution = _distribution(arm, name, value)
                     internal = distribution.to_internal_repr(value)
@@ -197,7 +197,7 @@ class SharedStudy:
                 break
             self.bury()
             time.sleep(_PAUSE_SECONDS)
-        taken = {Job(**trial.user_attrs[_JOB]["job"]) for trial in running}
+        taken = {Job(**trial.user_attrs[_JOB]) for trial in running}
         ended = self.ended()
         for job in self.study.open_jobs(ended):
             if job.arm == arm.name and job not in taken:

@@ -78,7 +78,7 @@ class Pruning:
         check_at_least(self, trials=1, evaluations=1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Published:
     """A row of a paper, in the same unit as the score."""
 

@@ -56,8 +56,10 @@ class Interval:
             # Each whole number has an equal part: the interval reaches half a step beyond its ends.
             low, high = self.low - 0.5, self.high + 0.5
             if self.scale == "log":
-                return round(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
-            return min(math.floor(low + share * (high - low) + 0.5), int(self.high))
+                value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+            else:
+                value = low + share * (high - low)
+            return min(max(math.floor(value + 0.5), int(self.low)), int(self.high))
         if self.scale == "log":
             value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
         else:
