@@ -33,6 +33,7 @@ ALLOWED: dict[str, list[str]] = {
     "train": [*PURE, "aside", "stage_view", "optim"],
     "report": [*PURE, "aside", "train"],
     "study": ["errors", "aside", "report", "train"],
+    "classification": ["errors", "stage_view"],
     "study_trial": ["errors", "recipes", "report", "study", "train"],
     "study_display": ["report", "study"],
     "study_verb": ["errors", "recipes", "study", "study_trial", "study_display", "train"],

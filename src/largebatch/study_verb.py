@@ -1,6 +1,7 @@
 """`largebatch study`: workers side by side on one study, what they bring to an end told as it comes."""
 
 import os
+import platform
 import signal
 import sys
 import threading
@@ -73,11 +74,9 @@ def study_verb(name: str, options: StudyOptions, rest: Sequence[str], command: s
         return 0
     _claim_folder(folder, study, command)
     url = options.storage or f"sqlite:///{folder / 'study.db'}"
-    shared = SharedStudy(study, url)
-    display = StudyDisplay(study)
-    with display:
+    with SharedStudy(study, url) as shared, StudyDisplay(study) as display:
         code = _Workers(study, url, folder, options.workers).run(shared, display)
-    write_trials(folder, study, shared.trials())
+        write_trials(folder, study, shared.trials())
     for line in terminal_lines(folder):
         print(line)
     print(f"report: {write_report(folder)}")
@@ -228,8 +227,9 @@ def _worker(number: int, study: Study, url: str, folder: Path, channel: Connecti
     said = ("done", "")
     try:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        if not work(SharedStudy(study, url), folder, train_trial, f"{os.uname().nodename}:{os.getpid()}"):
-            said = ("stopped", "")
+        with SharedStudy(study, url) as shared:
+            if not work(shared, folder, train_trial, f"{platform.node()}:{os.getpid()}"):
+                said = ("stopped", "")
     except InputError as error:
         said = ("error", str(error))
     except KeyboardInterrupt:

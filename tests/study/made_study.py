@@ -5,9 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from largebatch.study.claims import SharedStudy
 from largebatch.study.ledger import Trial, ends
 from largebatch.study.plan import Arm, Job, Study
 from largebatch.study.space import Interval, Point, Search, quasi_random
+
+Share = Callable[..., SharedStudy]
+"""The fixture that opens studies in a database."""
 
 RATES = quasi_random({"lr": Interval(1e-3, 1.0), "decay": Interval(1e-5, 0.1)}, 4)
 

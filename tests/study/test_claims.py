@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
-from made_study import FakeTraining, made_study, made_trial, score_of
+from made_study import FakeTraining, Share, made_study, made_trial, score_of
 
 from largebatch.errors import InputError
 from largebatch.study.claims import Claim, SharedStudy
@@ -40,14 +40,15 @@ def run_alone(shared: SharedStudy, tmp_path: Path) -> list[str]:
 
 
 def run_in_a_process(study: Study, url: str, folder: Path, seconds: float) -> None:
-    work(SharedStudy(study, url), folder, FakeTraining(folder / "journal", seconds), "one", pause_seconds=0.05)
+    with SharedStudy(study, url) as shared:
+        work(shared, folder, FakeTraining(folder / "journal", seconds), "one", pause_seconds=0.05)
 
 
-def test_one_worker_runs_every_job_once_and_the_database_tells_the_whole_study(tmp_path: Path) -> None:
+def test_one_worker_runs_every_job_once_and_the_database_tells_the_whole_study(tmp_path: Path, share: Share) -> None:
     study = made_study()
-    shared = SharedStudy(study, url(tmp_path))
+    shared = share(study, url(tmp_path))
     assert run_alone(shared, tmp_path) == [str(job) for job in study.jobs()]
-    again = SharedStudy(study, url(tmp_path))
+    again = share(study, url(tmp_path))
     assert {trial.job for trial in again.trials()} == set(study.jobs())
     assert again.claim("here") is None
     assert again.attempts() == len(list(study.jobs()))
@@ -58,7 +59,8 @@ def test_one_worker_runs_every_job_once_and_the_database_tells_the_whole_study(t
 
 def together(study: Study, storage: str, folder: Path, workers: int, seconds: float) -> None:
     """Run a study by so many processes, and check that each job ran once."""
-    SharedStudy(study, storage)
+    with SharedStudy(study, storage):
+        pass
     context = get_context("spawn")
     arguments = (study, storage, folder, seconds)
     processes = [context.Process(target=run_in_a_process, args=arguments) for _ in range(workers)]
@@ -69,7 +71,8 @@ def together(study: Study, storage: str, folder: Path, workers: int, seconds: fl
         assert process.exitcode == 0
     told = Counter((folder / "journal").read_text().splitlines())
     assert told == Counter(str(job) for job in study.jobs())
-    assert {trial.job for trial in SharedStudy(study, storage).trials()} == set(study.jobs())
+    with SharedStudy(study, storage) as shared:
+        assert {trial.job for trial in shared.trials()} == set(study.jobs())
 
 
 def test_two_processes_run_every_job_once(tmp_path: Path) -> None:
@@ -83,11 +86,11 @@ def test_two_processes_on_one_file_run_200_short_trials(tmp_path: Path) -> None:
     together(study, url(tmp_path), tmp_path, workers=2, seconds=0.0)
 
 
-def test_a_worker_waits_for_those_with_lower_tickets(tmp_path: Path) -> None:
+def test_a_worker_waits_for_those_with_lower_tickets(tmp_path: Path, share: Share) -> None:
     # Two that look at the same moment see the same job open. The second must wait until the first has written its
     # own down; one that does not wait takes the same.
     study = made_study(("LAMB",))
-    first, second = SharedStudy(study, url(tmp_path)), SharedStudy(study, url(tmp_path))
+    first, second = share(study, url(tmp_path)), share(study, url(tmp_path))
     ticket = first._storage.create_new_trial(first._ids["LAMB"])
     first._storage.record_heartbeat(ticket)
     found: list[Claim] = []
@@ -102,8 +105,7 @@ def test_a_worker_waits_for_those_with_lower_tickets(tmp_path: Path) -> None:
     finish(second, found[0])
 
 
-def mortal(study: Study, tmp_path: Path) -> SharedStudy:
-    return SharedStudy(study, url(tmp_path), sign_of_life_seconds=1, dead_after_seconds=2)
+MORTAL = {"sign_of_life_seconds": 1, "dead_after_seconds": 2}
 
 
 def wait_until(condition: Any) -> None:
@@ -113,9 +115,9 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.2)
 
 
-def test_the_job_of_one_that_died_is_open_again_and_the_dead_cannot_end_it(tmp_path: Path) -> None:
+def test_the_job_of_one_that_died_is_open_again_and_the_dead_cannot_end_it(tmp_path: Path, share: Share) -> None:
     study = made_study(("LAMB",))
-    shared = mortal(study, tmp_path)
+    shared = share(study, url(tmp_path), **MORTAL)
     dead, alive = claimed(shared), claimed(shared)
     assert [dead.job.number, alive.job.number] == [0, 1]
     dead._life.end()
@@ -135,16 +137,16 @@ def test_the_job_of_one_that_died_is_open_again_and_the_dead_cannot_end_it(tmp_p
     assert {trial.job.number for trial in shared.trials()} == {0, 1}
 
 
-def test_one_that_died_before_it_had_a_job_keeps_nobody_waiting(tmp_path: Path) -> None:
-    shared = mortal(made_study(("LAMB",)), tmp_path)
+def test_one_that_died_before_it_had_a_job_keeps_nobody_waiting(tmp_path: Path, share: Share) -> None:
+    shared = share(made_study(("LAMB",)), url(tmp_path), **MORTAL)
     shared._storage.create_new_trial(shared._ids["LAMB"])  # no sign of life, no job
     claim = claimed(shared)
     assert claim.job == Job("LAMB", "tuning", 0)
     finish(shared, claim)
 
 
-def test_a_claim_that_is_left_is_given_back(tmp_path: Path) -> None:
-    shared = SharedStudy(made_study(("LAMB",)), url(tmp_path))
+def test_a_claim_that_is_left_is_given_back(tmp_path: Path, share: Share) -> None:
+    shared = share(made_study(("LAMB",)), url(tmp_path))
     with claimed(shared) as claim:
         first = claim.job
     with claimed(shared) as claim:
@@ -155,17 +157,17 @@ def test_a_claim_that_is_left_is_given_back(tmp_path: Path) -> None:
         assert claim.job == first
 
 
-def test_a_trial_that_diverged_is_not_run_again(tmp_path: Path) -> None:
+def test_a_trial_that_diverged_is_not_run_again(tmp_path: Path, share: Share) -> None:
     study = made_study(("LAMB",))
-    shared = SharedStudy(study, url(tmp_path))
+    shared = share(study, url(tmp_path))
     with claimed(shared) as claim:
         assert claim.end(made_trial(study, claim.job, claim.point, None))
-    assert [trial.state for trial in SharedStudy(study, url(tmp_path)).trials()] == ["diverged"]
+    assert [trial.state for trial in share(study, url(tmp_path)).trials()] == ["diverged"]
     with claimed(shared) as claim:
         assert claim.job.number == 1
 
 
-def test_a_folder_that_is_held_is_left_for_later(tmp_path: Path) -> None:
+def test_a_folder_that_is_held_is_left_for_later(tmp_path: Path, share: Share) -> None:
     refused: list[Job] = []
     training = FakeTraining(tmp_path / "journal")
 
@@ -176,15 +178,15 @@ def test_a_folder_that_is_held_is_left_for_later(tmp_path: Path) -> None:
         return training(*given)
 
     study = made_study(("LAMB",))
-    assert work(SharedStudy(study, url(tmp_path)), tmp_path, train, "here", pause_seconds=0.01)
+    assert work(share(study, url(tmp_path)), tmp_path, train, "here", pause_seconds=0.01)
     assert (tmp_path / "journal").read_text().splitlines().count(str(refused[0])) == 1
 
 
-def test_pruning_ends_what_is_worse_than_the_median_and_only_where_declared(tmp_path: Path) -> None:
+def test_pruning_ends_what_is_worse_than_the_median_and_only_where_declared(tmp_path: Path, share: Share) -> None:
     pruned: dict[bool, list[int]] = {}
     for declared in (True, False):
         study = made_study(("LAMB",), pruning=Pruning(trials=2, evaluations=1) if declared else None)
-        shared = SharedStudy(study, url(tmp_path) + str(declared))
+        shared = share(study, url(tmp_path) + str(declared))
         pruned[declared] = []
         for _ in range(4):
             with claimed(shared) as claim:
@@ -203,11 +205,11 @@ def test_pruning_ends_what_is_worse_than_the_median_and_only_where_declared(tmp_
     assert pruned == {True: [2, 3], False: []}
 
 
-def test_another_study_in_the_same_database_is_refused(tmp_path: Path) -> None:
-    SharedStudy(made_study(), url(tmp_path))
+def test_another_study_in_the_same_database_is_refused(tmp_path: Path, share: Share) -> None:
+    share(made_study(), url(tmp_path))
     with pytest.raises(InputError, match="already holds a study made with other seeds"):
-        SharedStudy(made_study(seeds=4), url(tmp_path))
-    SharedStudy(made_study(name="another", seeds=4), url(tmp_path))
+        share(made_study(seeds=4), url(tmp_path))
+    share(made_study(name="another", seeds=4), url(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -220,9 +222,9 @@ def test_another_study_in_the_same_database_is_refused(tmp_path: Path) -> None:
         ("postgresql+psycopg://me:secret@127.0.0.1:1/none", "cannot be opened: "),
     ],
 )
-def test_a_database_that_cannot_be_had_is_one_sentence(given: str, told: str) -> None:
+def test_a_database_that_cannot_be_had_is_one_sentence(share: Share, given: str, told: str) -> None:
     with pytest.raises(InputError, match=told) as caught:
-        SharedStudy(made_study(), given)
+        share(made_study(), given)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -83,9 +83,9 @@ def test_a_study_of_a_stranger_runs_and_has_its_page(tmp_path: Path) -> None:
 
 def undisturbed(folder: Path) -> Mapping[Job, float | None]:
     """Go through the toy study in this process, and return its scores."""
-    shared = SharedStudy(build_study(TOY, []), f"sqlite:///{folder / 'undisturbed.db'}")
-    assert work(shared, folder / "undisturbed", train_trial, "alone")
-    return {trial.job: trial.score for trial in shared.trials()}
+    with SharedStudy(build_study(TOY, []), f"sqlite:///{folder / 'undisturbed.db'}") as shared:
+        assert work(shared, folder / "undisturbed", train_trial, "alone")
+        return {trial.job: trial.score for trial in shared.trials()}
 
 
 def test_sigterm_gives_jobs_back_and_the_same_command_goes_on_to_the_same_numbers(tmp_path: Path) -> None:

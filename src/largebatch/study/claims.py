@@ -58,7 +58,7 @@ class Running:
 
 
 class SharedStudy:
-    """A study in a database, as one worker sees it."""
+    """A study in a database, as one worker sees it; connections are closed at the end of a ``with``."""
 
     def __init__(
         self,
@@ -80,7 +80,11 @@ class SharedStudy:
         try:
             self._arms = {arm.name: self._begun(arm) for arm in study.arms}
             self._check_declaration()
+        except InputError:
+            self.close()
+            raise
         except (SQLAlchemyError, StorageInternalError) as error:
+            self.close()
             raise InputError(f"the database {_without_password(url)} cannot be used: {_first_line(error)}") from error
         self._ids = {name: self._storage.get_study_id_from_name(one.study_name) for name, one in self._arms.items()}
 
@@ -110,6 +114,17 @@ class SharedStudy:
                 f"the database already holds a study {self.study.name} with other {', '.join(changed)}: "
                 "go on with what it had, or give it another name with --name"
             )
+
+    def __enter__(self) -> "SharedStudy":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to the database."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     # What is known.
 
