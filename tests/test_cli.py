@@ -45,6 +45,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("prepare", "--vocabulary_size", "300", "--vocabulary-size", "400"), "--vocabulary-size is given 2 times"),
         (("prepare", "--tokenizer", "bpe", "--vocabulary-size", "9"), "^largebatch: vocabulary_size is 9"),
         (("train", TOY, "--device", "cuda"), "sees no GPU"),
+        (("train", TOY, "--gradient-compression", "bf16"), "needs processes that torchrun has started"),
         (("train", TOY, "--init-from", "folder"), "cannot start from another model"),
         (("train", TOY, "--stages", "1"), "Unrecognized options: --stages"),
         (("scale",), "needs .*resnet50 as model"),

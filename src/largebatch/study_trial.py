@@ -19,6 +19,9 @@ from largebatch.train.distributed import join_world
 from largebatch.train.finite import Diverged
 from largebatch.train.loop import Outcome, Training
 
+EVALUATIONS = 500
+"""About so many of a run are kept at most, at equal distances; samples to a target are as coarse."""
+
 LOSSES = 60
 """About so many training losses of a run are kept, as means of stretches of steps."""
 
@@ -95,7 +98,9 @@ def _score(study: Study, metrics: Mapping[str, float | None]) -> float | None:
 
 def _told(study: Study, job: Job, point: Point, folder: Path, state: State, reason: str | None) -> Trial:
     run = RunFolder.read(folder)
-    evaluations = tuple((one.step, int(one.samples), _score(study, _metrics(one))) for one in run.evaluations)
+    every = -(-len(run.evaluations) // EVALUATIONS)
+    kept = run.evaluations if every < 2 else (*run.evaluations[:-1:every], run.evaluations[-1])
+    evaluations = tuple((one.step, int(one.samples), _score(study, _metrics(one))) for one in kept)
     last = run.last_evaluation
     score = None if last is None or state != "complete" else _score(study, _metrics(last))
     if state == "complete" and (score is None or last is None or not math.isfinite(last.loss)):

@@ -3,11 +3,11 @@
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
@@ -170,7 +170,8 @@ class _Workers:
                             said[number] = channel.recv()
                         except EOFError:
                             said[number] = ("died", self._death(number))
-                            display.say(said[number][1])
+                            if not asked.told:
+                                display.say(said[number][1])
                 trials = shared.trials()
                 display.show(trials, shared.running())
                 if time.monotonic() - written > _LEDGER_SECONDS:
@@ -236,9 +237,9 @@ def _worker(number: int, study: Study, url: str, folder: Path, channel: Connecti
         said = ("stopped", "")
     except BaseException:
         said = ("fault", traceback.format_exc())
-    channel.send(said)
-    channel.close()
-    sys.stdout.flush()
+    with suppress(OSError):  # the first process may be gone
+        channel.send(said)
+        channel.close()
 
 
 def _give_back(number: int, frame: object) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from largebatch.errors import InputError
-from largebatch.train.folder_lock import claimed, locked
+from largebatch.train.folder_lock import FolderHeld, claimed, locked
 from largebatch.train.run_record import LOCK
 from train.test_processes import environment, ledger, run, started, wait_for_steps
 from train.toy import toy
@@ -111,6 +111,19 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     with locked(tmp_path, said.append, 0.0):
         pass
     assert said == [f"the file system of {tmp_path} has no locks: see to it that one run at a time writes there"]
+
+
+def test_a_disk_that_fails_is_not_told_as_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(fcntl, "lockf", fails)
+    with (
+        pytest.raises(InputError, match="cannot be locked: input/output error") as caught,
+        locked(tmp_path, print, 9.0),
+    ):
+        pass
+    assert not isinstance(caught.value, FolderHeld)
 
 
 def test_a_run_that_is_training_is_left_alone(tmp_path: Path) -> None:

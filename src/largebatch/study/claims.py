@@ -76,6 +76,7 @@ class SharedStudy:
         self._dead_after = dead_after_seconds
         self._sign_of_life = sign_of_life_seconds
         self._nameless: dict[int, float] = {}
+        self._read: dict[int, Trial | None] = {}
         self._storage = _opened(url, sign_of_life_seconds, dead_after_seconds)
         try:
             self._arms = {arm.name: self._begun(arm) for arm in study.arms}
@@ -133,7 +134,10 @@ class SharedStudy:
         found: dict[Job, Trial] = {}
         for one in self._arms.values():
             for trial in one.get_trials(deepcopy=False, states=_ENDED):
-                ended = _ended(trial)
+                # What has ended stays what it is, and records are long.
+                if trial._trial_id not in self._read:
+                    self._read[trial._trial_id] = _ended(trial)
+                ended = self._read[trial._trial_id]
                 if ended is not None:
                     found.setdefault(ended.job, ended)
         return list(found.values())

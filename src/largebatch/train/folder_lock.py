@@ -21,13 +21,12 @@ PATIENCE_SECONDS = 10.0
 """For a process that is just ending, whose folder the next one is given at once."""
 
 _PAUSE_SECONDS = 0.2
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_HELD = (errno.EACCES, errno.EAGAIN)
 
 
 class FolderHeld(InputError):
     """Another process is writing to the folder."""
-
-
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -84,6 +83,9 @@ def locked(folder: Path, say: Callable[[str], None], patience_seconds: float) ->
             if error.errno in _NO_LOCKS_HERE:
                 say(f"the file system of {folder} has no locks: see to it that one run at a time writes there")
                 break
+            if error.errno not in _HELD:
+                os.close(held)
+                raise InputError(f"{folder} cannot be locked: {error.strerror}") from error
             if time.monotonic() > until:
                 holder = os.read(held, 200).decode(errors="replace").strip() or "another process"
                 os.close(held)

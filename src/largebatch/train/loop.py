@@ -99,7 +99,7 @@ class Training:
 
     def _check(self) -> None:
         self.task.check(self.run.stages)
-        check_sharding(self.run.sharding, self.run.shard_ranks, self.world.ranks)
+        check_sharding(self.run.sharding, self.run.shard_ranks, self.run.gradient_compression, self.world.ranks)
         for stage in self.run.stages:
             check_batch(stage.global_batch_samples, self.world.ranks)
             if self.run.microbatch != "auto":

@@ -125,14 +125,18 @@ def _no_broadcast() -> dict[str, Any]:
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
-def check_sharding(sharding: Sharding, shard_ranks: int, ranks: int) -> None:
-    """Refuse ranks that cannot be shared out as asked.
+def check_sharding(sharding: Sharding, shard_ranks: int, compression: Compression, ranks: int) -> None:
+    """Refuse ranks that cannot be shared out as asked, and an exchange that one process alone does not have.
 
     Raises:
         InputError: in one sentence.
     """
     if shard_ranks and sharding != "hsdp":
         raise InputError(f"shard_ranks is {shard_ranks}, with sharding {sharding} allowed is 0")
+    if compression != "none" and not dist.is_initialized():
+        raise InputError(
+            f"gradient_compression is {compression}, which needs processes that torchrun has started; allowed is none"
+        )
     if sharding == "ddp":
         return
     if not dist.is_initialized():
