@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from largebatch.errors import InputError
 from largebatch.study.claims import SharedStudy
 from largebatch.study.ledger import Trial
 from largebatch.study.plan import Arm, Job, Study
-from largebatch.study.space import Point
+from largebatch.study.space import Point, described
 from largebatch.train.folder_lock import FolderHeld
 
 NOT_KEPT = ("checkpoints", "model", "tensorboard")
@@ -81,6 +82,8 @@ def work(
                 # An attempt that was taken for dead goes on here; what it trains, this one finds in the end.
                 time.sleep(pause_seconds)
                 continue
+            except InputError as error:
+                raise InputError(f"{claim.job} ({described(claim.point)}): {error}") from error
             if trial is None:
                 return False
             if claim.end(trial):
