@@ -25,7 +25,8 @@ def mnist(
     """LeNet on MNIST: ``--batch 60000`` is the whole set as one batch, and its 35 epochs 35 steps, as in the paper.
 
     ``--data`` is a folder with the four idx files; Fashion-MNIST's do too. Linear decay. Source: arXiv 1904.00962,
-    appendix, batch 60,000, best of each one's grid: momentum .9244, LARS .9727, LAMB .9887. Status: not yet run.
+    appendix, batch 60,000, best of each one's grid: momentum .9244, LARS .9727, LAMB .9887. Status: that batch
+    run with all six optimizers at eight trials each, all of them below those figures, reports/mnist/README.md.
     """
     task = _task(data, means=(0.1307,), stds=(0.3081,), size=28)
     run = _run(task, batch, epochs, optimizer, lr, warmup_share)
