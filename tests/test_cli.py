@@ -108,7 +108,7 @@ def test_scale_prints_both_stages_of_the_mixed_batch(capsys: pytest.CaptureFixtu
 
 def test_recipes_lists_what_can_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
     assert {"bert-demo", "bert-base", "bert-large", "bert-large-mixed", "bert-large-nvidia"} <= set(names)
 
 

@@ -72,6 +72,8 @@ def study_verb(name: str, options: StudyOptions, rest: Sequence[str], command: s
         for line in _planned(study):
             print(line)
         return 0
+    if options.storage is not None:
+        SharedStudy(study, options.storage).close()  # one that cannot be had leaves no folder
     _claim_folder(folder, study, command)
     url = options.storage or f"sqlite:///{folder / 'study.db'}"
     with SharedStudy(study, url) as shared, StudyDisplay(study) as display:

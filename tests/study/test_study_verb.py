@@ -178,7 +178,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
 def test_a_score_that_the_task_does_not_have_ends_the_study_with_a_sentence(tmp_path: Path) -> None:
     code, told = ended(started(tmp_path / "out", "study.toy_study:wrong_score", "--workers", "1"))
     assert code == 2
-    assert "goes by 'accuracy', evaluations of the recipe have ['root', 'loss']" in told
+    assert "goes by 'accuracy', the evaluations of the recipe have ['root', 'loss']" in told
     assert "Traceback" not in told
 
 
