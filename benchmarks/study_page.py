@@ -14,15 +14,14 @@ from playwright.sync_api import sync_playwright
 from certificate import write_result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "study"))
 
-from made_study import made_study, made_trials
 
 from chromium import path_of_chromium
 from largebatch.study.ledger import write_study, write_trials
 from largebatch.study.plan import Job
 from largebatch.study.report import write_report
 from largebatch.study.space import Interval, Point, quasi_random
+from study.made_study import made_study, made_trials
 
 OPENINGS = 7
 POINTS, SEEDS = 328, 5

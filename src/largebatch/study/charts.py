@@ -14,7 +14,7 @@ from largebatch.study.findings import ArmResult, Findings
 from largebatch.study.ledger import Trial
 from largebatch.study.plan import Study
 from largebatch.study.samples_to_target import Growth
-from largebatch.study.space import Interval, Value, shown
+from largebatch.study.space import Interval, Search, Value, shown
 
 _COLOURS = ("blue", "orange", "green", "purple", "grey")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
@@ -342,7 +342,7 @@ class _Scale:
 
     @classmethod
     def of(cls, name: str, found: Findings, values: Sequence[Value]) -> "_Scale":
-        dimensions = [one.arm.search.space.get(name) for one in found.arms if hasattr(one.arm.search, "space")]  # type: ignore[union-attr]
+        dimensions = [one.space.get(name) for one in (arm.arm.search for arm in found.arms) if isinstance(one, Search)]
         if any(isinstance(value, bool | str) for value in values):
             return cls(values=(0.0, 1.0), log=False, choices=tuple(dict.fromkeys(values)))
         numbers = [float(value) for value in values]

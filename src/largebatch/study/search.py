@@ -27,7 +27,7 @@ class Train(Protocol):
     """How a job is trained."""
 
     def __call__(
-        self, study: Study, arm: Arm, job: Job, point: Point, folder: Path, is_hopeless: Callable[[float], bool]
+        self, study: Study, arm: Arm, job: Job, point: Point, folder: Path, is_hopeless: Callable[[float], bool], /
     ) -> Trial | None:
         """Train in a folder, going on from what is there, and return what came out; None where it was stopped.
 
