@@ -327,7 +327,7 @@ def _trials(found: Findings) -> StudyFigure | None:
         ),
         y=_axis("", hidden=True),
         traces=traces,
-        table=trial_table(study, found, names),
+        table=_best_rows(trial_table(study, found, names)),
         height=420,
     )
 
@@ -363,6 +363,11 @@ class _Scale:
         if self.choices:
             return shown(self.choices[0]), shown(self.choices[-1])
         return shown(self.values[0]), shown(self.values[1])
+
+
+def _best_rows(every: Table) -> Table:
+    """Return the best of each arm; all trials stand in a table of their own below the figures."""
+    return Table(header=every.header, rows=tuple(row for row in every.rows if row[-1]))
 
 
 def trial_table(study: Study, found: Findings, names: Sequence[str]) -> Table:
