@@ -126,7 +126,7 @@ def test_workers_killed_one_by_one_and_all_at_once_lose_nothing(tmp_path: Path) 
     time.sleep(3)
     workers = children(process.pid)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()  # to the end of what the workers say, too
     wait_until(lambda: not any(map(is_alive, workers)))
     code, told = ended(started(folder, *words))
     assert code == 0, told
