@@ -1,7 +1,4 @@
-"""A network and data of one's own, compared under two optimizers at two batches.
-
-largebatch study examples/own_study.py:study --out studies/tumours
-"""
+"""A network and data of one's own under two optimizers: largebatch study examples/own_study.py:study"""
 
 from dataclasses import dataclass
 
@@ -27,12 +24,14 @@ class _Tumours(Classification):
         return x[:400], y[:400], x[400:], y[400:]
 
 
-def recipe(batch: int = 40, lr: float = 0.01, optimizer: str = "lamb"):  # noqa: D103
+def recipe(batch: int = 40, lr: float = 0.01, optimizer: str = "lamb"):
+    """100 steps at batch 40."""
     stage = Stage(name="all", global_batch_samples=batch, steps=4000 // batch, peak_lr=lr, schedule=Schedule())
     return Run(task=_Tumours(), stages=(stage,), optimizer={"lamb": Lamb, "adamw": Adamw}[optimizer]())
 
 
-def study(trials: int = 4, seeds: int = 3):  # noqa: D103
+def study(trials: int = 4, seeds: int = 3):
+    """Both optimizers at batch 40 and 400."""
     search = quasi_random({"lr": Interval(1e-3, 0.3)}, trials)
     settings = [{"optimizer": method, "batch": batch} for method in ("lamb", "adamw") for batch in (40, 400)]
     arms = tuple(Arm(method=one["optimizer"], batch=one["batch"], options=one, search=search) for one in settings)

@@ -36,7 +36,7 @@ ALLOWED: dict[str, list[str]] = {
     "classification": ["errors", "stage_view"],
     "study_trial": ["errors", "recipes", "report", "study", "train"],
     "study_display": ["report", "study"],
-    "study_verb": ["errors", "recipes", "study", "study_trial", "study_display", "train"],
+    "study_verb": ["errors", "recipes", "study", "study_trial", "study_display", "text", "train"],
     "command_line": ["errors"],
     "prepare_display": ["text"],
     "predict": ["errors", "bert"],

@@ -7,7 +7,7 @@ SIGTERM or SIGINT after a checkpoint was written, so that the same command with 
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -326,22 +326,23 @@ def _batches(text: str) -> list[int]:
 
 def _recipes(arguments: Sequence[str]) -> int:
     from largebatch.recipes.catalogue import RECIPES, promise
+    from largebatch.recipes.studies import STUDIES, study_promise
 
     if arguments and arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0
     if arguments:
         raise InputError(f"recipes takes nothing more, {arguments[0]!r} was given")
-    width = max(map(len, RECIPES))
-    for name in RECIPES:
-        print(f"{name.ljust(width)}  {promise(name)}")
-    from largebatch.recipes.studies import STUDIES, study_promise
-
+    _print_list({name: promise(name) for name in RECIPES})
     print("\nstudies, for `largebatch study`:")
-    width = max(map(len, STUDIES))
-    for name in STUDIES:
-        print(f"{name.ljust(width)}  {study_promise(name)}")
+    _print_list({name: study_promise(name) for name in STUDIES})
     return 0
+
+
+def _print_list(promises: Mapping[str, str]) -> None:
+    width = max(map(len, promises))
+    for name, promise in promises.items():
+        print(f"{name.ljust(width)}  {promise}")
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -45,9 +45,7 @@ class StudyDisplay:
     def show(self, trials: Sequence[Trial], running: Sequence[Running]) -> None:
         """Tell what has ended since the last time."""
         ended = ends(trials)
-        total = len(ended) + sum(
-            1 for job in self._study.jobs() if job not in ended and not self._study.is_void(job, ended)
-        )
+        total = self._study.planned(ended)
         if self._seen is None:
             self._seen, self._at_first = set(ended), len(ended)
             if ended:

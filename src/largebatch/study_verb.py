@@ -27,7 +27,9 @@ from largebatch.study.search import work
 from largebatch.study.space import words
 from largebatch.study_display import StudyDisplay
 from largebatch.study_trial import train_trial
+from largebatch.text.processes import usable_cores
 from largebatch.train.run_record import commit, cpu_model, versions
+from largebatch.train.stop import listen
 
 MOST_WORKERS = 8
 """That auto takes on a CPU; each has PyTorch and its data in memory."""
@@ -77,8 +79,10 @@ def study_verb(name: str, options: StudyOptions, rest: Sequence[str], command: s
     _claim_folder(folder, study, command)
     url = options.storage or f"sqlite:///{folder / 'study.db'}"
     with SharedStudy(study, url) as shared, StudyDisplay(study) as display:
-        code = _Workers(study, url, folder, options.workers).run(shared, display)
-        write_trials(folder, study, shared.trials())
+        try:
+            code = _Workers(study, url, folder, options.workers).run(shared, display)
+        finally:
+            write_trials(folder, study, shared.trials())
     for line in terminal_lines(folder):
         print(line)
     print(f"report: {write_report(folder)}")
@@ -88,8 +92,8 @@ def study_verb(name: str, options: StudyOptions, rest: Sequence[str], command: s
 def _check_arms(study: Study) -> None:
     """Have every arm's recipe called once, so that a wrong option is told now and not after hours."""
     for arm in study.arms:
-        source = study.by_name[arm.search.arm] if isinstance(arm.search, Carried) else arm
-        point = source.points[0] if source.points else {}
+        points = study.tuned_for(arm).points
+        point = points[0] if points else {}
         build_run(study.recipe, words({**study.options, **arm.options, **point}))
 
 
@@ -98,8 +102,7 @@ def _claim_folder(folder: Path, study: Study, command: str) -> None:
         raise InputError(f"{folder} is a file, a folder is needed for --out")
     if is_study(folder):
         held, _ = read_study(folder)
-        if held != study:
-            changed = [name for name, value in study.as_dict().items() if held.as_dict()[name] != value]
+        if changed := study.changed(held.as_dict()):
             raise InputError(f"{folder} holds a study with other {', '.join(changed)}: name another folder with --out")
         return
     if folder.exists() and any(folder.iterdir()):
@@ -123,7 +126,7 @@ class _Workers:
     """The processes, from their start to their end."""
 
     def __init__(self, study: Study, url: str, folder: Path, workers: int | Literal["auto"]) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         gpus = torch.cuda.device_count()
         number = (gpus or min(cores, MOST_WORKERS)) if workers == "auto" else workers
         left = sum(1 for _ in study.jobs())
@@ -154,17 +157,17 @@ class _Workers:
 
     def run(self, shared: SharedStudy, display: StudyDisplay) -> int:
         """Wait for all of them, tell what comes to an end, and return the exit code."""
-        asked = _StopAsked()
+        told_to_stop = False
         written = time.monotonic()
         said: dict[int, tuple[str, str]] = {}
-        with asked:
+        with listen() as wish:
             while True:
                 alive = [process for process in self._processes if process.is_alive()]
-                if asked.wished or any(kind == "error" for kind, _ in said.values()):
+                failed = any(kind == "error" for kind, _ in said.values())
+                if (wish.wished or failed) and not told_to_stop:
+                    told_to_stop = True
                     for process in alive:
-                        if process.pid is not None and not asked.told:
-                            os.kill(process.pid, signal.SIGTERM)
-                    asked.told = True
+                        process.terminate()
                 connection.wait([process.sentinel for process in alive], timeout=_LOOK_SECONDS)
                 for number, channel in enumerate(self._channels):
                     if number not in said and channel.poll():
@@ -172,7 +175,7 @@ class _Workers:
                             said[number] = channel.recv()
                         except EOFError:
                             said[number] = ("died", self._death(number))
-                            if not asked.told:
+                            if not told_to_stop:
                                 display.say(said[number][1])
                 trials = shared.trials()
                 display.show(trials, shared.running())
@@ -183,7 +186,6 @@ class _Workers:
                     break
         errors = [sentence for kind, sentence in said.values() if kind == "error"]
         if errors:
-            write_trials(self._folder, self._study, shared.trials())
             raise InputError(errors[0])
         if faults := [sentence for kind, sentence in said.values() if kind == "fault"]:
             display.say(faults[0])
@@ -198,28 +200,6 @@ class _Workers:
         process = self._processes[number]
         process.join()
         return f"worker {number} died ({process.exitcode}); what it was training is taken up by another"
-
-
-class _StopAsked:
-    """SIGTERM or Ctrl-C, to be passed on to the workers; a second one has its usual effect."""
-
-    def __init__(self) -> None:
-        self.wished = self.told = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopAsked":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.getsignal(number)
-            signal.signal(number, self._receive)
-        return self
-
-    def _receive(self, number: int, frame: object) -> None:
-        self.wished = True
-        signal.signal(number, self._before[number])
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def _worker(number: int, study: Study, url: str, folder: Path, channel: Connection) -> None:

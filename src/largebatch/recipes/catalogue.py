@@ -144,5 +144,9 @@ def _shown(kind: Any) -> str:
 
 def promise(name: str) -> str:
     """Return the first line of a recipe's docstring."""
-    recipe, _ = find_recipe(name)
-    return inspect.cleandoc(recipe.__doc__ or "").partition("\n")[0]
+    return promised(find_recipe(name)[0])
+
+
+def promised(function: Callable[..., Any]) -> str:
+    """Return the first line of a function's docstring."""
+    return inspect.cleandoc(function.__doc__ or "").partition("\n")[0]

@@ -4,13 +4,12 @@ In the small size the data are embedded, the digits or the corpus "pydocs", and 
 the data and the batches are the paper's. What the small ones found stands in reports/.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from largebatch.command_line import parse
 from largebatch.errors import InputError
-from largebatch.recipes.catalogue import described, find_function
+from largebatch.recipes.catalogue import described, find_function, promised
 from largebatch.scaling import BERT_ROWS, RESNET50_ROWS, Rule
 from largebatch.study.plan import Arm, Carried, Published, Study
 from largebatch.study.space import Choices, Interval, Search, Space, grid, quasi_random
@@ -47,8 +46,7 @@ def build_study(name: str, arguments: Sequence[str]) -> Study:
 
 def study_promise(name: str) -> str:
     """Return the first line of a study's docstring."""
-    function, _ = find_function(name, STUDIES, "study")
-    return inspect.cleandoc(function.__doc__ or "").partition("\n")[0]
+    return promised(find_function(name, STUDIES, "study")[0])
 
 
 # --- on text ----------------------------------------------------------------------------------------

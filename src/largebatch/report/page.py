@@ -1,6 +1,6 @@
 """A page: one HTML file that needs no network, no server and no other file, and the pieces it is put together from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,23 @@ def write_page(path: Path, page: str) -> Path:
     except OSError as error:
         raise InputError(f"the report {path} cannot be written: {error.strerror or error}") from error
     return path
+
+
+def fact_list(facts: Iterable[tuple[str, str, str]]) -> Markup:
+    """Return (title, what it is, note or nothing) side by side, as a page's head has them."""
+    return element(
+        "dl",
+        *(
+            element("div", element("dt", title), element("dd", shown, element("small", note) if note else None))
+            for title, shown, note in facts
+        ),
+        class_="facts",
+    )
+
+
+def command_block(command: str) -> Markup:
+    """Return a command that can be scrolled and copied."""
+    return element("pre", element("code", command), tabindex=0, role="region", aria_label="Command")
 
 
 def section(identifier: str, title: str, about: str, figures: Sequence[Markup]) -> Markup | None:

@@ -11,7 +11,7 @@ from largebatch.report.fine_tuned import FineTuned
 from largebatch.report.heat_map import CIVIDIS, HeatMap, heat_map
 from largebatch.report.held_out_charts import held_out_charts
 from largebatch.report.markup import Markup, element, join, plot_text
-from largebatch.report.page import document, figure, legend, section, write_page
+from largebatch.report.page import command_block, document, fact_list, figure, legend, section, write_page
 from largebatch.report.run_folder import RunFolder
 from largebatch.report.tables import table
 from largebatch.report.training_charts import training_charts
@@ -98,18 +98,7 @@ def _head(run: RunFolder, name: str, fine_tuned: FineTuned | None) -> Markup:
         *(element("p", text, class_="lead") for text in summary.sentences(run)),
         element("p", fine_tuned.sentence(), class_="lead") if fine_tuned else None,
         _comparisons(summary.comparisons(run)),
-        element(
-            "dl",
-            *(
-                element(
-                    "div",
-                    element("dt", fact.title),
-                    element("dd", fact.shown, element("small", fact.note) if fact.note else None),
-                )
-                for fact in summary.facts(run)
-            ),
-            class_="facts",
-        ),
+        fact_list((fact.title, fact.shown, fact.note) for fact in summary.facts(run)),
     )
 
 
@@ -257,7 +246,7 @@ def _configuration(run: RunFolder) -> Markup:
         element("h3", "Sessions") if sessions.rows else None,
         table(sessions, "Sessions") if sessions.rows else None,
         element("h3", "Repeat this run"),
-        element("pre", element("code", configuration.command(run)), tabindex=0, role="region", aria_label="Command"),
+        command_block(configuration.command(run)),
         id="configuration",
         class_="part",
     )

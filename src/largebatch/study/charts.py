@@ -287,7 +287,7 @@ def _trials(found: Findings) -> StudyFigure | None:
     tried = [(one, trial) for one in found.arms for trial in one.tuning.values()]
     if not tried:
         return None
-    names = list(dict.fromkeys(name for _, trial in tried for name in trial.point))
+    names = _option_names(found)
     scales = {name: _Scale.of(name, found, [t.point[name] for _, t in tried if name in t.point]) for name in names}
     scored = [trial.score for _, trial in tried if trial.score is not None]
     last = _Scale(values=(min(scored), max(scored)) if scored else (0.0, 1.0), log=False, choices=())
@@ -327,7 +327,7 @@ def _trials(found: Findings) -> StudyFigure | None:
         ),
         y=_axis("", hidden=True),
         traces=traces,
-        table=_best_rows(trial_table(study, found, names)),
+        table=_best_rows(trial_table(found)),
         height=420,
     )
 
@@ -370,8 +370,15 @@ def _best_rows(every: Table) -> Table:
     return Table(header=every.header, rows=tuple(row for row in every.rows if row[-1]))
 
 
-def trial_table(study: Study, found: Findings, names: Sequence[str]) -> Table:
+def _option_names(found: Findings) -> list[str]:
+    """Return the options that are searched, in the order in which they are declared."""
+    tried = (trial for one in found.arms for trial in one.tuning.values())
+    return list(dict.fromkeys(name for trial in tried for name in trial.point))
+
+
+def trial_table(found: Findings) -> Table:
     """Return every trial of the search, diverged and pruned ones among them, by arm and point."""
+    study, names = found.study, _option_names(found)
     rows = []
     for one in found.arms:
         for number, trial in sorted(one.tuning.items()):

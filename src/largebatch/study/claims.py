@@ -17,9 +17,9 @@ more; the folder's lock keeps another from training beside it, and what it has t
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
@@ -105,12 +105,10 @@ class SharedStudy:
 
     def _check_declaration(self) -> None:
         first = next(iter(self._arms.values()))
-        declared = self.study.as_dict()
         held = first.user_attrs.get(_DECLARATION)
         if held is None:
-            first.set_user_attr(_DECLARATION, declared)
-        elif held != declared:
-            changed = [name for name in declared if declared[name] != held.get(name)]
+            first.set_user_attr(_DECLARATION, self.study.as_dict())
+        elif changed := self.study.changed(held):
             raise InputError(
                 f"the database already holds a study {self.study.name} with other {', '.join(changed)}: "
                 "go on with what it had, or give it another name with --name"
@@ -189,7 +187,7 @@ class SharedStudy:
             found = self._decide(arm, ticket)
             if found is not None:
                 job, point = found
-                self._storage.set_trial_user_attr(ticket, _JOB, _plain(job))
+                self._storage.set_trial_user_attr(ticket, _JOB, asdict(job))
                 for name, value in point.items():
                     distribution = _distribution(arm, name, value)
                     internal = distribution.to_internal_repr(value)
@@ -340,10 +338,6 @@ def _distribution(arm: Arm, name: str, value: Value) -> BaseDistribution:
         numbers = [float(one) for one in values]
         return FloatDistribution(min(numbers), max(numbers), log=min(numbers) > 0)
     return CategoricalDistribution(list(dict.fromkeys(values)))
-
-
-def _plain(job: Job) -> Mapping[str, Any]:
-    return {"arm": job.arm, "kind": job.kind, "number": job.number}
 
 
 def _without_password(url: str) -> str:

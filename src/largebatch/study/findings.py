@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from largebatch.errors import InputError
-from largebatch.study.evidence import ALPHA, Comparison, Scores, compare, holm
+from largebatch.study.evidence import Comparison, Scores, compare, holm
 from largebatch.study.ledger import Trial, ends
 from largebatch.study.plan import Arm, Carried, Ended, Job, Study
 from largebatch.study.samples_to_target import Growth, fit_growth, samples_to_target
@@ -97,7 +97,6 @@ def find(study: Study, trials: Sequence[Trial]) -> Findings:
     ended = ends(trials)
     by_job = {trial.job: trial for trial in trials}
     arms = tuple(_arm_result(study, arm, by_job, ended) for arm in study.arms)
-    jobs = list(study.jobs())
     return Findings(
         study=study,
         arms=arms,
@@ -105,7 +104,7 @@ def find(study: Study, trials: Sequence[Trial]) -> Findings:
         growth=_growth(study, arms),
         is_over=study.is_over(ended),
         trials=len(ended),
-        planned=sum(job in ended or not study.is_void(job, ended) for job in jobs),
+        planned=study.planned(ended),
     )
 
 
@@ -189,7 +188,3 @@ def told_point(one: ArmResult) -> str:
         return "not known yet"
     carried = f", from {one.arm.search.arm}" if isinstance(one.arm.search, Carried) else ""
     return f"{described(one.point)}{carried}" if one.point else "nothing tuned"
-
-
-LEVEL = 1 - ALPHA
-"""Of the intervals."""

@@ -16,6 +16,7 @@ from largebatch.errors import InputError
 from largebatch.study.plan import Ended, Job, State, Study, study_of
 from largebatch.study.space import Point
 from largebatch.train.ledger import read_ledger
+from largebatch.train.run_record import read_record
 
 FORMAT_VERSION = 1
 STUDY, TRIALS = "study.json", "trials.jsonl"
@@ -105,12 +106,7 @@ def read_study(folder: Path) -> tuple[Study, dict[str, Any]]:
         InputError: the folder holds none, or one that is damaged or of another format version.
     """
     path = folder / STUDY
-    try:
-        held = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged or missing") from error
-    if not isinstance(held, dict) or held.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path} is no record of a study in format version {FORMAT_VERSION}")
+    held = read_record(path, "study", FORMAT_VERSION)
     try:
         return study_of(held["study"]), held["origin"]
     except (KeyError, InputError) as error:

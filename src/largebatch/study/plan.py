@@ -197,6 +197,10 @@ class Study:
         """The method that the others are compared with."""
         return self.reference or self.arms[0].method
 
+    def tuned_for(self, arm: Arm) -> Arm:
+        """Return the arm whose search gives an arm its point: itself, or the one that it takes over from."""
+        return self.by_name[arm.search.arm] if isinstance(arm.search, Carried) else arm
+
     def jobs(self) -> Iterator[Job]:
         """Yield all runs: the tuning point by point, so that no arm is ahead, then the seeds one by one."""
         most = max((len(arm.points) for arm in self.arms if arm.is_tuned), default=0)
@@ -230,7 +234,7 @@ class Study:
             return arm.points[job.number]
         if arm.search is None:
             return {}
-        source = self.by_name[arm.search.arm] if isinstance(arm.search, Carried) else arm
+        source = self.tuned_for(arm)
         number = self.best(source, ended)
         if number is None:
             return None
@@ -241,17 +245,20 @@ class Study:
         """Return whether a job will never run, for no point of the tuning before it came to its end."""
         if job.kind == "tuning" or self.point(job, ended) is not None:
             return False
-        arm = self.by_name[job.arm]
-        source = self.by_name[arm.search.arm] if isinstance(arm.search, Carried) else arm
+        source = self.tuned_for(self.by_name[job.arm])
         return all(Job(source.name, "tuning", number) in ended for number in range(len(source.points)))
 
     def open_jobs(self, ended: Mapping[Job, Ended]) -> list[Job]:
         """Return the jobs that may run now, in order."""
         return [job for job in self.jobs() if job not in ended and self.point(job, ended) is not None]
 
+    def planned(self, ended: Mapping[Job, Ended]) -> int:
+        """Return how many jobs have ended or may still run."""
+        return sum(job in ended or not self.is_void(job, ended) for job in self.jobs())
+
     def is_over(self, ended: Mapping[Job, Ended]) -> bool:
         """Return whether nothing is left to run."""
-        return all(job in ended or self.is_void(job, ended) for job in self.jobs())
+        return self.planned(ended) == len(ended)
 
     def told(self, job: Job, ended: Mapping[Job, Ended]) -> str:
         """Return a job in words, with its point."""
@@ -261,6 +268,10 @@ class Study:
     def as_dict(self) -> dict[str, Any]:
         """Return the study as plain data, which `study_of` reads."""
         return _plain(asdict(self))
+
+    def changed(self, held: Mapping[str, Any]) -> list[str]:
+        """Name the fields in which the plain data of a study differ from this one."""
+        return [name for name, value in self.as_dict().items() if value != held.get(name)]
 
 
 def study_of(held: Mapping[str, Any]) -> Study:

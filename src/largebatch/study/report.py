@@ -7,7 +7,7 @@ from typing import Any
 from largebatch.aside import write_aside
 from largebatch.report.charts import Table
 from largebatch.report.markup import Markup, element, join
-from largebatch.report.page import document, figure, legend, section, write_page
+from largebatch.report.page import command_block, document, fact_list, figure, legend, section, write_page
 from largebatch.report.tables import table
 from largebatch.report.wording import count, duration, listed, plural
 from largebatch.study.charts import StudyFigure, figures, score_name, score_text, trial_table
@@ -143,12 +143,6 @@ def published_table(study: Study) -> Table:
     return Table(header=("published", "batch", score_name(study)), rows=rows)
 
 
-def option_names(found: Findings) -> list[str]:
-    """Return the options that are searched, in the order in which they are declared."""
-    tried = (trial for one in found.arms for trial in one.tuning.values())
-    return list(dict.fromkeys(name for trial in tried for name in trial.point))
-
-
 # --- Markdown ---------------------------------------------------------------------------------------
 
 
@@ -174,7 +168,7 @@ def markdown(found: Findings, origin: dict[str, Any]) -> str:
 
 
 def _every_trial(found: Findings) -> Table:
-    return trial_table(found.study, found, option_names(found))
+    return trial_table(found)
 
 
 def _budget_sentence(study: Study) -> str:
@@ -256,14 +250,7 @@ def _head(found: Findings) -> Markup:
         element("h1", study.title),
         element("p", element("span", _state(found)[0], class_=f"state {'done' if found.is_over else 'open'}")),
         element("p", study.question, class_="lead"),
-        element(
-            "dl",
-            *(
-                element("div", element("dt", title), element("dd", text, element("small", note) if note else None))
-                for title, text, note in facts
-            ),
-            class_="facts",
-        ),
+        fact_list(facts),
     )
 
 
@@ -307,7 +294,7 @@ def _repeat(found: Findings, origin: dict[str, Any]) -> Markup:
     return element(
         "section",
         element("h2", "To repeat"),
-        element("pre", element("code", _command(origin)), tabindex=0, role="region", aria_label="Command"),
+        command_block(_command(origin)),
         element("p", _machine(found, origin)),
         id="repeat",
         class_="part",

@@ -95,13 +95,26 @@ def read_run_record(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: if it is damaged or of another format version.
     """
-    path = folder / "run.json"
+    return read_record(folder / "run.json", "run", FORMAT_VERSION)
+
+
+def read_record(path: Path, kind: str, format_version: int) -> dict[str, Any]:
+    """Return a JSON object that says its format version.
+
+    Args:
+        path: of the file.
+        kind: what it is a record of, for the message.
+        format_version: the one that is known.
+
+    Raises:
+        InputError: if it is damaged or of another format version.
+    """
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged or missing") from error
-    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path} is no record of a run in format version {FORMAT_VERSION}")
+    if not isinstance(record, dict) or record.get("format_version") != format_version:
+        raise InputError(f"{path} is no record of a {kind} in format version {format_version}")
     return record
 
 
