@@ -27,7 +27,7 @@ LOSSES = 60
 
 
 def train_trial(
-    study: Study, arm: Arm, job: Job, point: Point, folder: Path, is_hopeless: Callable[[float], bool]
+    study: Study, arm: Arm, job: Job, point: Point, folder: Path, is_hopeless: Callable[[float, int], bool]
 ) -> Trial | None:
     """Train a job to its end, as `largebatch.study.search.Train` has it.
 
@@ -37,7 +37,7 @@ def train_trial(
     given = words({**study.options, **arm.options, **point, "seed": job.seed})
     run, origin = build_run(study.recipe, given)
     run = replace(run, keep_checkpoints=1)
-    judge = _Judge(study, is_hopeless)
+    judge = _Judge(study, run.evaluate_every_steps, is_hopeless)
     state: State = "complete"
     reason = None
     if not (folder / "model").is_dir():
@@ -62,8 +62,8 @@ class _Hopeless(Exception):
 class _Judge:
     """Watches a run's evaluations."""
 
-    def __init__(self, study: Study, is_hopeless: Callable[[float], bool]) -> None:
-        self._study, self._is_hopeless = study, is_hopeless
+    def __init__(self, study: Study, every_steps: int, is_hopeless: Callable[[float, int], bool]) -> None:
+        self._study, self._every_steps, self._is_hopeless = study, every_steps, is_hopeless
 
     def start(self, first_step: int, steps: int) -> None:
         """Nothing is to be done."""
@@ -72,7 +72,10 @@ class _Judge:
         """Tell the score of an evaluation."""
         if kind == "eval":
             score = _score(self._study, {**fields["metrics"], "loss": fields["loss"]})
-            if score is not None and self._is_hopeless(score):
+            # By the step, so that a run that went on from a checkpoint is compared with others at the same place. Those
+            # at the end of a stage lie in between, and are not judged.
+            number, rest = divmod(fields["step"], self._every_steps) if self._every_steps else (0, 1)
+            if score is not None and not rest and self._is_hopeless(score, number - 1):
                 raise _Hopeless
 
     def say(self, sentence: str) -> None:

@@ -79,7 +79,7 @@ class FakeTraining:
         self.journal, self.seconds = journal, seconds
 
     def __call__(
-        self, study: Study, arm: Arm, job: Job, point: Point, folder: Path, is_hopeless: Callable[[float], bool]
+        self, study: Study, arm: Arm, job: Job, point: Point, folder: Path, is_hopeless: Callable[[float, int], bool]
     ) -> Trial:
         """Be `largebatch.study.search.Train`."""
         with self.journal.open("a") as file:

@@ -191,7 +191,8 @@ def test_pruning_ends_what_is_worse_than_the_median_and_only_where_declared(tmp_
         for _ in range(4):
             with claimed(shared) as claim:
                 good = claim.job.number < 2
-                hopeless = [claim.is_hopeless(score) for score in ((0.5, 0.6, 0.7) if good else (0.5, 0.1, 0.1))]
+                scores = (0.5, 0.6, 0.7) if good else (0.5, 0.1, 0.1)
+                hopeless = [claim.is_hopeless(score, number) for number, score in enumerate(scores)]
                 assert not hopeless[0]  # the first evaluation is not judged
                 if any(hopeless):
                     pruned[declared].append(claim.job.number)
@@ -200,9 +201,21 @@ def test_pruning_ends_what_is_worse_than_the_median_and_only_where_declared(tmp_
                     claim.end(made_trial(study, claim.job, claim.point, 0.7))
         with claimed(shared) as claim:
             assert claim.job.kind == "seed"
-            assert not claim.is_hopeless(0.0)  # seeds are never pruned: what is compared has come to its end
-            assert not claim.is_hopeless(0.0)
+            assert not claim.is_hopeless(0.0, 0)  # seeds are never pruned: what is compared has come to its end
+            assert not claim.is_hopeless(0.0, 1)
     assert pruned == {True: [2, 3], False: []}
+
+
+@pytest.mark.parametrize(("place", "hopeless"), [(2, True), (0, False)])
+def test_a_trial_that_went_on_is_judged_where_it_is(tmp_path: Path, share: Share, place: int, hopeless: bool) -> None:
+    """What others had at the third evaluation is what counts for one that is told of again from there on."""
+    study = made_study(("LAMB",), pruning=Pruning(trials=1, evaluations=1))
+    shared = share(study, url(tmp_path))
+    with claimed(shared) as claim:
+        assert not any(claim.is_hopeless(score, number) for number, score in enumerate((0.5, 0.6, 0.7)))
+        claim.end(made_trial(study, claim.job, claim.point, 0.7))
+    with claimed(shared) as claim:
+        assert claim.is_hopeless(0.6, place) is hopeless
 
 
 def test_another_study_in_the_same_database_is_refused(tmp_path: Path, share: Share) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,28 @@ def test_sigterm_gives_jobs_back_and_the_same_command_goes_on_to_the_same_number
     records = [read_run_record(path) for path in folder.glob("runs/*/*")]
     assert any(record["sessions"][-1]["from_step"] > 0 for record in records), "one went on from its checkpoint"
     assert scores(folder) == undisturbed(tmp_path)
+
+
+def test_a_run_that_went_on_tells_its_evaluations_by_their_place_in_the_whole(tmp_path: Path) -> None:
+    study = replace(build_study(TOY, []), options={"evaluate_every_steps": 5, "checkpoint_every_steps": 5})
+    job = next(iter(study.jobs()))
+    told: list[list[int]] = []
+
+    def train(interrupted_at: int | None) -> None:
+        told.append([])
+
+        def is_hopeless(_: float, evaluation: int) -> bool:
+            told[-1].append(evaluation)
+            if evaluation == interrupted_at:
+                raise KeyboardInterrupt
+            return False
+
+        train_trial(study, study.by_name[job.arm], job, {"lr": 0.02}, tmp_path / "run", is_hopeless)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(2)
+    train(None)
+    assert told == [[0, 1, 2], [2, 3]]
 
 
 @pytest.mark.slow

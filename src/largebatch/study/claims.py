@@ -237,7 +237,6 @@ class Claim:
         self.job, self.point = job, point
         self._shared, self._ticket, self._life = shared, ticket, life
         self._trial = optuna.trial.Trial(optuna_study, ticket)
-        self._evaluations = 0
 
     def __enter__(self) -> "Claim":
         return self
@@ -246,14 +245,13 @@ class Claim:
         self._life.end()
         self._shared._fail(self._ticket)  # nothing happens to one that has ended
 
-    def is_hopeless(self, score: float) -> bool:
-        """Tell an evaluation's score; return whether the declared pruning ends the trial there."""
+    def is_hopeless(self, score: float, evaluation: int) -> bool:
+        """Tell the score of a run's evaluation, from 0; return whether the declared pruning ends the trial there."""
         if self._shared.study.pruning is None or self.job.kind != "tuning":
             return False
         try:
-            self._trial.report(score, self._evaluations)
-            self._evaluations += 1
-            return self._trial.should_prune()
+            self._trial.report(score, evaluation)
+            return bool(self._trial.should_prune())
         except UpdateFinishedTrialError:
             return False  # taken for dead: what it trains is found by the next
 

@@ -27,14 +27,15 @@ class Train(Protocol):
     """How a job is trained."""
 
     def __call__(
-        self, study: Study, arm: Arm, job: Job, point: Point, folder: Path, is_hopeless: Callable[[float], bool], /
+        self, study: Study, arm: Arm, job: Job, point: Point, folder: Path, is_hopeless: Callable[[float, int], bool], /
     ) -> Trial | None:
         """Train in a folder, going on from what is there, and return what came out; None where it was stopped.
 
         Args:
             study, arm, job, point: what is run.
             folder: of the run.
-            is_hopeless: to be told the score of each evaluation; True ends the run there, as pruned.
+            is_hopeless: to be told the score of each evaluation that all runs of the arm have, and which of them it
+                is, from 0; True ends the run there, as pruned.
         """
         ...
 
