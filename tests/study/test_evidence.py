@@ -134,6 +134,20 @@ def test_a_verdict_in_words() -> None:
     assert "x (2 seeds, 2 of them diverged)" in compare(LAMB, Scores("x", (None, None))).verdict()
 
 
+def test_a_verdict_among_others_has_both_p_values_and_goes_by_the_second() -> None:
+    adam = Scores("Adam", (80.0, 82.0, 78.0, 81.0, 80.0))
+    alone = compare(LAMB, adam)
+    assert alone.p == pytest.approx(0.0442, abs=1e-4)
+    assert alone.verdict().startswith("LAMB is better than Adam")
+    told = compare_with(LAMB, [adam, LARS])["Adam"]
+    assert told.startswith("LAMB is better than Adam"), "the last of Holm's rule is not multiplied"
+    others = [Scores(f"x{number}", (84.0, 86.5, 82.0)) for number in range(3)]
+    told = compare_with(LAMB, [adam, *others])["Adam"]
+    assert told.startswith("Not told apart")
+    assert "p = 0.044 (Welch), so many seeds would tell" in told
+    assert told.endswith("; with the other comparisons p = 0.18 (Holm).")
+
+
 def test_three_seeds_of_each_rank_too_few_to_tell() -> None:
     """Of 20 ways to deal six ranks, the most extreme one in either direction is a tenth: never below 0.05."""
     found: Comparison = compare(Scores("a", (9.0, 8.0, 7.0)), Scores("b", (1.0, None, None)))

@@ -132,22 +132,27 @@ class Comparison:
         return self.first if self.p_first < self.p_second else self.second
 
     def verdict(self, adjusted_p: float | None = None) -> str:
-        """Return in words what the seeds can support."""
+        """Return in words what the seeds can support.
+
+        Interval, p-value and what could have been told apart are of these two alone; the p-value with the other
+        comparisons, by which the verdict goes, follows them.
+        """
         pair = f"{self.first}, {self.second}"
-        p = self.p if adjusted_p is None else adjusted_p
-        if p is None:
+        if self.p is None:
             return f"Not tested, with a single seed there is no spread to judge a difference by: {pair}."
-        numbers = f"{_p_value(p)} ({self.test}{'' if adjusted_p is None else ', by Holm'})"
+        numbers = f"{_p_value(self.p)} ({self.test})"
         if self.interval is not None:
             low, high = self.interval
             numbers = f"difference {_number(low)} to {_number(high)} at {1 - self.alpha:.0%}, {numbers}"
         better = self.better(adjusted_p)
-        if better is not None:
-            other = self.second if better is self.first else self.first
-            return f"{better.name} is better than {other.name}: {pair}; {numbers}."
-        if self.detectable is not None:
-            numbers += f"; so many seeds would tell {_number(self.detectable)} apart four times of five"
-        return f"Not told apart: {pair}; {numbers}."
+        if better is None and self.detectable is not None:
+            numbers += f", so many seeds would tell {_number(self.detectable)} apart four times of five"
+        if adjusted_p is not None:
+            numbers += f"; with the other comparisons {_p_value(adjusted_p)} (Holm)"
+        if better is None:
+            return f"Not told apart: {pair}; {numbers}."
+        other = self.second if better is self.first else self.first
+        return f"{better.name} is better than {other.name}: {pair}; {numbers}."
 
 
 def compare(first: Scores, second: Scores, alpha: float = ALPHA) -> Comparison:
