@@ -6,8 +6,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
@@ -20,7 +20,7 @@ from largebatch.errors import InputError, check_at_least
 from largebatch.recipes.catalogue import build_run
 from largebatch.recipes.studies import build_study
 from largebatch.study.claims import SharedStudy
-from largebatch.study.ledger import is_study, read_study, write_study, write_trials
+from largebatch.study.ledger import Trial, is_study, read_study, write_study, write_trials
 from largebatch.study.plan import Carried, Study
 from largebatch.study.report import terminal_lines, write_report
 from largebatch.study.search import work
@@ -28,6 +28,7 @@ from largebatch.study.space import words
 from largebatch.study_display import StudyDisplay
 from largebatch.study_trial import train_trial
 from largebatch.text.processes import usable_cores
+from largebatch.train.folder_lock import locked
 from largebatch.train.run_record import commit, cpu_model, versions
 from largebatch.train.stop import listen
 
@@ -36,6 +37,7 @@ MOST_WORKERS = 8
 
 _LOOK_SECONDS = 0.5
 _LEDGER_SECONDS = 10.0
+_LOCK_SECONDS = 60.0
 _STOPPED, _FAILED = 75, 1
 
 
@@ -82,11 +84,22 @@ def study_verb(name: str, options: StudyOptions, rest: Sequence[str], command: s
         try:
             code = _Workers(study, url, folder, options.workers).run(shared, display)
         finally:
-            write_trials(folder, study, shared.trials())
+            _write(folder, study, shared.trials())
     for line in terminal_lines(folder):
         print(line)
-    print(f"report: {write_report(folder)}")
+    with _alone(folder):
+        print(f"report: {write_report(folder)}")
     return code
+
+
+def _write(folder: Path, study: Study, trials: Iterable[Trial]) -> None:
+    with _alone(folder):
+        write_trials(folder, study, trials)
+
+
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    """Keep another command that works on the same folder from writing there meanwhile."""
+    return locked(folder, print, _LOCK_SECONDS)
 
 
 def _check_arms(study: Study) -> None:
@@ -180,7 +193,7 @@ class _Workers:
                 trials = shared.trials()
                 display.show(trials, shared.running())
                 if time.monotonic() - written > _LEDGER_SECONDS:
-                    write_trials(self._folder, self._study, trials)
+                    _write(self._folder, self._study, trials)
                     written = time.monotonic()
                 if not alive and len(said) == len(self._channels):
                     break

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,9 @@ def test_samples_to_the_target_and_the_critical_batch() -> None:
     growth = found.growth["a"]
     assert isinstance(growth, Growth)
     assert growth.critical_batch == pytest.approx(200, rel=0.05)
+    assert "never" not in str(growth)
+    short = [replace(one, evaluations=one.evaluations[:1]) if number > 6 else one for number, one in enumerate(trials)]
+    assert str(find(study, short).growth["a"]).endswith("from 7 runs; 2 more never reached the target")
     assert found.arms[0].to_target(study) == [int(1050 * f) for f in (1.01, 1.02, 1.03)]
     never = find(made_study(("a",), (10, 100, 1000), target=0.9, search=None), trials)
     assert never.growth["a"] == "reached the target at fewer than two batches"

@@ -163,18 +163,14 @@ def _growth(study: Study, arms: Sequence[ArmResult]) -> dict[str, Growth | str]:
     found: dict[str, Growth | str] = {}
     for method in study.methods:
         own = [one for one in arms if one.arm.method == method and one.arm.batch is not None and one.seeds]
-        reached = [
-            (float(one.arm.batch or 0), float(samples))
-            for one in own
-            for samples in one.to_target(study)
-            if samples is not None
-        ]
+        seeds = [(float(one.arm.batch or 0), samples) for one in own for samples in one.to_target(study)]
+        reached = [(batch, float(samples)) for batch, samples in seeds if samples is not None]
         if len({batch for batch, _ in reached}) < 2:
             if len(own) > 1:
                 found[method] = "reached the target at fewer than two batches"
             continue
         try:
-            found[method] = fit_growth(reached)
+            found[method] = replace(fit_growth(reached), left_out=len(seeds) - len(reached))
         except InputError as error:
             found[method] = str(error)
     return found

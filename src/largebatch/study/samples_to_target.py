@@ -55,6 +55,8 @@ class Growth:
     critical_batch_interval: tuple[float, float]
     level: float
     points: int
+    left_out: int = 0
+    """Runs that never reached the target: what they would have needed is not known, only that it is more."""
 
     @property
     def critical_batch(self) -> float:
@@ -67,6 +69,9 @@ class Growth:
 
     def __str__(self) -> str:
         """As a sentence has it."""
+        return self._fitted() + (f"; {self.left_out} more never reached the target" if self.left_out else "")
+
+    def _fitted(self) -> str:
         low, high = self.critical_batch_interval
         share = f"({self.level:.0%})"
         if not self.samples_per_batch:
