@@ -124,7 +124,7 @@ def _percent(record: dict[str, Any]) -> float | None:
 def verdicts(ledger: Ledger[Trial]) -> str:
     """Return a list in Markdown: what the seeds support of LAMB beside each other optimizer."""
     of = {
-        name: Scores(name, tuple(_percent(ledger.records[trial]) for trial in trials))
+        name: Scores(name, tuple(_percent(ledger.records[trial]) for trial in trials), unit=" %")
         for name, trials in best_trials(ledger).items()
     }
     found = compare_with(of.pop("lamb"), list(of.values()))

@@ -121,7 +121,7 @@ def _told(study: Study, job: Job, point: Point, folder: Path, state: State, reas
         steps=run.planned_steps,
         samples=stages[-1].last_samples,
         seconds=round(float(np.nansum(run.train.seconds)), 3),
-        command=" ".join(["largebatch train", record["recipe_name"], *record["overrides"]]),
+        command=" ".join(["largebatch train", study.recipe, *record["overrides"]]),
         reason=reason,
         origin={
             "commit": record["commit"],

@@ -3,13 +3,14 @@
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from made_study import FakeTraining, Share, made_study, made_trial, score_of
+from made_study import FakeTraining, Share, made_study, made_trial, made_trials, score_of
 
 from largebatch.errors import InputError
 from largebatch.study.claims import Claim, SharedStudy
@@ -206,6 +207,25 @@ def test_pruning_ends_what_is_worse_than_the_median_and_only_where_declared(tmp_
     assert pruned == {True: [2, 3], False: []}
 
 
+def test_what_a_ledger_has_is_taken_over_once_and_nothing_of_it_runs_again(tmp_path: Path, share: Share) -> None:
+    study = made_study(("a", "b"))
+    held = made_trials(study, lambda job, point: None if job.number == 1 else score_of(job, point))
+    pruned = [replace(trial, state="pruned") if trial.state == "diverged" else trial for trial in held[4:8]]
+    held = [*held[:4], *pruned, *held[8:]]
+    shared = share(study, url(tmp_path))
+    with claimed(shared) as claim:
+        assert claim.job == held[0].job
+        claim.end(replace(held[0], seconds=99.0))
+    for _ in range(2):
+        shared.adopt(held[:-2])
+        known = {trial.job: trial for trial in shared.trials()}
+        assert known.pop(held[0].job).seconds == 99.0, "what the database has stays"
+        assert known == {trial.job: trial for trial in held[1:-2]}
+    with claimed(shared) as claim:
+        assert claim.job == held[-2].job
+        assert claim.point == held[-2].point
+
+
 @pytest.mark.parametrize(("place", "hopeless"), [(2, True), (0, False)])
 def test_a_trial_that_went_on_is_judged_where_it_is(tmp_path: Path, share: Share, place: int, hopeless: bool) -> None:
     """What others had at the third evaluation is what counts for one that is told of again from there on."""
@@ -244,6 +264,8 @@ def test_a_database_that_cannot_be_had_is_one_sentence(share: Share, given: str,
 
 def test_folders_of_runs_differ_and_are_words(tmp_path: Path) -> None:
     study = made_study(("square root, betas too", "N-LAMB"), (16, 1024))
-    folders = [run_folder(tmp_path, job).relative_to(tmp_path).as_posix() for job in study.jobs()]
+    folders = [
+        run_folder(tmp_path, study.by_name[job.arm], job).relative_to(tmp_path).as_posix() for job in study.jobs()
+    ]
     assert len(set(folders)) == len(folders)
     assert folders[0] == "runs/square-root-betas-too-batch-16/point-0"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,26 @@ def test_a_known_difference_is_found_as_often_as_the_verdict_says() -> None:
     assert np.mean(detectable) == pytest.approx(2.02, rel=0.06)
 
 
+def test_among_six_comparisons_a_known_difference_is_found_at_least_as_often_as_the_verdict_says() -> None:
+    """The difference that one comparison alone would find four times of five is found half as often by Holm's rule."""
+    alone = 2.02
+    rng = np.random.default_rng(1)
+    six = float(np.mean([compare(made(rng, 5), made(rng, 5), comparisons=6).detectable or 0 for _ in range(200)]))
+
+    def told_at(mean: float) -> Callable[[np.random.Generator], bool]:
+        def told(rng: np.random.Generator) -> bool:
+            reference = made(rng, 5)
+            others = [made(rng, 5, name=name) for name in "bcdef"]
+            verdicts = compare_with(reference, [made(rng, 5, mean=-mean, name="worse"), *others])
+            return "better" in verdicts["worse"]
+
+        return told
+
+    assert six > 1.3 * alone
+    assert share_told_apart(told_at(six)) > 0.77
+    assert share_told_apart(told_at(alone)) < 0.6
+
+
 def test_one_of_five_equally_good_methods_stands_out_as_often_as_stated() -> None:
     names = "bcdef"
 
@@ -122,16 +143,19 @@ def test_a_lower_loss_is_better() -> None:
 
 def test_a_verdict_in_words() -> None:
     assert compare(LAMB, LARS).verdict() == (
-        "LAMB is better than LARS: LAMB 84.62 ± 3.5 (5 seeds), LARS 72.76 ± 2.7 (5 seeds); "
-        "difference 7.294 to 16.44 at 95%, p = 0.0004 (Welch)."
+        "LAMB is better than LARS: LAMB (84.62 ± 3.5, 5 seeds), LARS (72.76 ± 2.7, 5 seeds); "
+        "first less second 7.294 to 16.44 at 95%, p = 0.0004 (Welch)."
     )
     assert "Not told apart: LAMB" in compare(LAMB, Scores("x", (84.0, 86.5, 82.0))).verdict()
     alone = compare(LAMB, Scores("x", (10.0,)))
     assert alone.better() is None
     assert alone.verdict().startswith("Not tested, with a single seed")
     fallen = compare(LAMB, Scores("x", (None, None, 3.0)))
-    assert "x 3 (3 seeds, 2 of them diverged)" in fallen.verdict()
-    assert "x (2 seeds, 2 of them diverged)" in compare(LAMB, Scores("x", (None, None))).verdict()
+    assert "x (3, 3 seeds, 2 of them diverged)" in fallen.verdict()
+    assert "x (none of 2 seeds came to an end)" in compare(LAMB, Scores("x", (None, None))).verdict()
+    lamb, lars = (replace(scores, unit=" %") for scores in (LAMB, LARS))
+    assert "(84.62 ± 3.5 %, 5 seeds)" in compare(lamb, lars).verdict()
+    assert "16.44 % at 95%" in compare(lamb, lars).verdict()
 
 
 def test_a_verdict_among_others_has_both_p_values_and_goes_by_the_second() -> None:
@@ -144,8 +168,7 @@ def test_a_verdict_among_others_has_both_p_values_and_goes_by_the_second() -> No
     others = [Scores(f"x{number}", (84.0, 86.5, 82.0)) for number in range(3)]
     told = compare_with(LAMB, [adam, *others])["Adam"]
     assert told.startswith("Not told apart")
-    assert "p = 0.044 (Welch), so many seeds would tell" in told
-    assert told.endswith("; with the other comparisons p = 0.18 (Holm).")
+    assert "p = 0.044 (Welch), with the other comparisons p = 0.18 (Holm); so many seeds would tell 8.04" in told
 
 
 def test_three_seeds_of_each_rank_too_few_to_tell() -> None:
@@ -153,6 +176,25 @@ def test_three_seeds_of_each_rank_too_few_to_tell() -> None:
     found: Comparison = compare(Scores("a", (9.0, 8.0, 7.0)), Scores("b", (1.0, None, None)))
     assert found.p == pytest.approx(0.1)
     assert found.better() is None
+    assert "so few seeds tell nothing apart by their ranks" in found.verdict()
+    many = compare(Scores("a", (9.0, 8.0, 7.0, 6.0)), Scores("b", (1.0, None, None, None)))
+    assert many.better() is many.first
+    with_others = compare(many.first, many.second, comparisons=2)
+    assert "so few seeds" in with_others.verdict(2 * (many.p or 0)), "8 seeds could at best have 2 x 2 / 70"
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_seeds_that_do_not_differ_have_no_deviation_and_are_compared_by_ranks(seeds: int) -> None:
+    """NumPy's deviation of equal numbers is often some 1e-17, by which anything would be told apart."""
+    wrong = 0
+    for k in range(1, 100):
+        scores = Scores("a", (k / 169,) * seeds)
+        wrong += float(np.std(scores.finished, ddof=1)) > 0
+        assert scores.deviation == 0
+        assert scores.interval() is None
+        found = compare(scores, Scores("b", (k / 169 + 0.1,) * seeds))
+        assert found.test == "Mann-Whitney"
+    assert wrong > 0 or seeds == 2
 
 
 def test_holm_multiplies_by_what_is_left_and_never_falls() -> None:

@@ -90,13 +90,13 @@ def test_an_arm_whose_tuning_failed_counts_as_diverged() -> None:
 
     found = find(study, made_trials(study, score))
     assert found.is_over
-    assert found.diverged == 4
+    assert found.ended_as("diverged") == 4
     assert found.planned == found.trials == 4 + 4 + 3
     assert told_point(found.arms[1]) == "no point came to its end"
     scores = found.arms[1].scores(study)
     assert scores is not None
     assert scores.diverged == 3
-    assert "3 of them diverged" in found.verdicts[0].sentence
+    assert "b (none of 3 seeds came to an end)" in found.verdicts[0].sentence
 
 
 def test_a_study_that_is_not_over_says_so() -> None:
@@ -107,6 +107,19 @@ def test_a_study_that_is_not_over_says_so() -> None:
     assert (found.trials, found.planned) == (5, len(trials))
     assert found.verdicts == ()
     assert told_point(found.arms[0]) == "not known yet"
+
+
+def test_before_the_end_only_arms_with_all_their_seeds_are_compared_and_by_the_rule_for_all() -> None:
+    study = made_study(("a", "b", "c"))
+    trials = made_trials(study, score_of)
+    missing = Job("c", "seed", 3)
+    found = find(study, [trial for trial in trials if trial.job != missing])
+    whole = find(study, trials)
+    assert [one.second for one in found.verdicts] == ["b"]
+    assert len(whole.verdicts) == 2
+    other = {one.second: one.sentence for one in whole.verdicts}["b"]
+    assert "Holm" in other
+    assert found.verdicts[0].sentence == other, "equally good ones: the rule multiplies by 2 here and there"
 
 
 def test_samples_to_the_target_and_the_critical_batch() -> None:
@@ -126,6 +139,8 @@ def test_samples_to_the_target_and_the_critical_batch() -> None:
     short = [replace(one, evaluations=one.evaluations[:1]) if number > 6 else one for number, one in enumerate(trials)]
     assert str(find(study, short).growth["a"]).endswith("from 7 runs; 2 more never reached the target")
     assert found.arms[0].to_target(study) == [int(1050 * f) for f in (1.01, 1.02, 1.03)]
+    early = [replace(one, evaluations=one.evaluations[1:]) if number == 4 else one for number, one in enumerate(trials)]
+    assert str(find(study, early).growth["a"]).startswith("1 of 9 runs were at the target when they were first judged")
     never = find(made_study(("a",), (10, 100, 1000), target=0.9, search=None), trials)
     assert never.growth["a"] == "reached the target at fewer than two batches"
     assert never.arms[0].to_target(never.study) == [None, None, None]

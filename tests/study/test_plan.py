@@ -1,7 +1,9 @@
 """A study makes the runs that it declares: equal budgets, best points with other seeds, points carried over."""
 
 import json
+import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -97,8 +99,16 @@ def test_a_study_reads_back_from_json_as_the_same() -> None:
     assert study_of(json.loads(json.dumps(study.as_dict()))) == study
     mixed = made_study(search=grid({"name": Choices(("a", "b")), "nesterov": Choices((True, False))}))
     assert study_of(json.loads(json.dumps(mixed.as_dict()))) == mixed
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match="lacks 'arms'"):
         study_of({"name": "x"})
+
+
+def test_a_recipe_in_a_file_is_the_same_wherever_the_file_lies() -> None:
+    here, there = (made_study(recipe=f"{place}/own.py:recipe") for place in ("/here", "there"))
+    assert not here.changed(there.as_dict())
+    assert here.changed(made_study(recipe="/here/other.py:recipe").as_dict()) == ["recipe"]
+    assert here.changed(made_study(recipe="/here/own.py:other").as_dict()) == ["recipe"]
+    assert made_study(recipe="a.b:recipe").changed(made_study(recipe="c.b:recipe").as_dict()) == ["recipe"]
 
 
 @pytest.mark.parametrize(
@@ -118,11 +128,43 @@ def test_a_study_reads_back_from_json_as_the_same() -> None:
             {"arms": (Arm(method="a", search=RATES), Arm(method="b", search=Carried(arm="a", factors={"x": 2.0})))},
             "has to be a number of the point",
         ),
+        (
+            {"arms": (Arm(method="a", search=RATES), Arm(method="b", options={"lr": 1}, search=Carried(arm="a")))},
+            "what arm 'b' takes over has the option lr, which the study itself sets",
+        ),
+        ({"arms": (Arm(method="Adam"), Arm(method="adam"))}, "'Adam' and 'adam' would lie in one folder"),
+        ({"arms": (Arm(method="N-LAMB"), Arm(method="N LAMB"))}, "would lie in one folder"),
+        ({"arms": (Arm(method="-"),)}, "would lie in one folder"),
+        ({"target": "high"}, "has target 'high', allowed is a finite number or none"),
+        ({"target": math.nan}, "has target nan"),
+        ({"percent": 1}, "has percent 1, allowed is true or false"),
+        ({"seeds": 2.0}, r"has seeds 2\.0, allowed is a whole number"),
+        ({"title": 5}, "has title 5, allowed is text"),
+        ({"notes": ("a", 5)}, "has 5 among its notes, allowed is str"),
+        ({"notes": "a"}, "has notes 'a', allowed is a tuple"),
+        ({"pruning": 3}, "has pruning 3, allowed is a pruning or none"),
     ],
 )
 def test_what_cannot_be_a_study_is_refused(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         made_study(**fields)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Arm(method="a", batch="x"), "arm 'a' has batch 'x', allowed is a whole number or none"),  # type: ignore[arg-type]
+        (lambda: Arm(method="a", batch=0), "batch is 0, allowed is 1 or more"),
+        (lambda: Arm(method="a", search="grid"), "has the search 'grid', allowed are"),  # type: ignore[arg-type]
+        (lambda: Arm(method=True), "has method True, allowed is text"),  # type: ignore[arg-type]
+        (lambda: Published("a", "y"), "a published row has value 'y'"),  # type: ignore[arg-type]
+        (lambda: Carried(arm="a", factors={"lr": "2"}), "lr times '2'"),  # type: ignore[dict-item]
+        (lambda: Pruning(trials=1.5), r"pruning has trials 1\.5"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_part_of_the_wrong_kind_is_refused_where_it_is_made(make: Callable[[], object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        make()
 
 
 def test_a_search_of_another_point_is_another_study() -> None:

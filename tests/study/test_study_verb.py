@@ -1,6 +1,8 @@
 """`largebatch study` as a user meets it: real processes, stopped, killed, and going on to the same numbers."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +131,47 @@ def test_a_run_that_went_on_tells_its_evaluations_by_their_place_in_the_whole(tm
     assert told == [[0, 1, 2], [2, 3]]
 
 
+def test_a_ledger_alone_goes_on_and_is_never_shortened(tmp_path: Path) -> None:
+    """As after a clone: what is committed is study.json and trials.jsonl."""
+    folder = tmp_path / "out"
+    code, told = ended(started(folder, TOY, "--workers", "2"))
+    assert code == 0, told
+    whole = (folder / "trials.jsonl").read_text().splitlines(keepends=True)
+    for path in (folder / "runs", folder / "study.db"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / "trials.jsonl").write_text("".join(whole[:-1]))
+    process = started(folder, TOY, "--workers", "1", "--pause-seconds", "0")
+    code, told = ended(process)
+    assert code == 0, told
+    again = (folder / "trials.jsonl").read_text().splitlines(keepends=True)
+    assert again[:-1] == whole[:-1]
+    assert json.loads(again[-1])["score"] == json.loads(whole[-1])["score"]
+    assert [path.name for path in folder.glob("runs/*/*")] == ["seed-2"], "one run was trained, the others were there"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_workers_are_starting_stops_the_study(tmp_path: Path, number: signal.Signals) -> None:
+    process = started(tmp_path / "out", TOY, "--workers", "2", "--pause-seconds", "0.2")
+    wait_until(lambda: children(process.pid))
+    process.send_signal(number)
+    code, told = ended(process)
+    assert code == 75, told
+    assert "stopped; the same command goes on" in told
+    assert "Traceback" not in told
+
+
+def test_two_commands_on_one_folder_share_the_work(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    pair = [started(folder, TOY, "--workers", "1", "--pause-seconds", "0.02") for _ in range(2)]
+    for process in pair:
+        code, told = ended(process)
+        assert code == 0, told
+    assert len(scores(folder)) == 10
+    assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
+        *("report.html", "report.md", "study.db", "study.json", "trials.jsonl")
+    ]
+
+
 @pytest.mark.slow
 def test_workers_killed_one_by_one_and_all_at_once_lose_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
@@ -212,6 +255,32 @@ def test_folders_of_others_are_left_alone(tmp_path: Path, capsys: pytest.Capture
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
+def test_what_a_kill_left_of_a_beginning_is_no_file_of_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.json.partial").write_text("{")
+    (tmp_path / "run.lock").write_text("")
+    assert main(["study", TOY, "--out", str(tmp_path), "--trials", "2", "--seeds", "1", "--workers", "1"]) == 0
+    assert len(scores(tmp_path)) == 6
+    assert "report: " in capsys.readouterr().out
+
+
+def test_every_choice_of_every_arm_is_tried_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--lr" in refused(capsys, "study.toy_study:late_choice", "--out", str(tmp_path / "out"))
+    assert "--batch is '12.0'" in refused(capsys, "study.toy_study:carried_whole", "--dry-run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_has_the_options_of_the_study_and_of_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", "image-optimizers", "--help"])
+    told = capsys.readouterr().out
+    for option in ("--size", "--trials", "--seeds", "--out", "--workers", "--storage", "--name", "--dry-run"):
+        assert option in told
+
+
 def test_a_folder_of_another_declaration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, build_study(TOY, []), {})
     before = (tmp_path / "study.json").read_bytes()
@@ -237,7 +306,9 @@ def test_the_studies_of_the_paper_are_what_was_asked_for(name: str) -> None:
     assert not batches or len(batches) >= 3
     assert study_promise(name).endswith(".")
     sized = name != "scaling-rules"
-    full = build_study(name, ["--size", "full"] if sized else ["--optimizer", "adamw"])
+    words = ["--size", "full"] if sized else ["--optimizer", "adamw"]
+    full = build_study(name, words)
+    assert main(["study", name, *words, "--dry-run"]) == 0
     assert full != study
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from largebatch.recipes.optimizers import Lamb
-from largebatch.study.plan import Arm, Study
-from largebatch.study.space import Interval, quasi_random
+from largebatch.study.plan import Arm, Carried, Study
+from largebatch.study.space import Choices, Interval, grid, quasi_random
 from largebatch.train.run import Run
 from train.toy import ToyTask, toy
 
@@ -51,3 +51,16 @@ def too_fast() -> Study:
 def no_study() -> int:
     """Return something else."""
     return 3
+
+
+def late_choice() -> Study:
+    """The second of its choices is none that the recipe takes."""
+    arm = Arm(method="LAMB", search=grid({"lr": Choices((0.02, "fast"))}))
+    return replace(study(), arms=(arm,))
+
+
+def carried_whole() -> Study:
+    """What is carried over is no whole number any more."""
+    arm = Arm(method="LAMB", search=grid({"batch": Choices((8, 16))}))
+    other = Arm(method="carried", search=Carried(arm="LAMB", factors={"batch": 1.5}))
+    return replace(study(), arms=(arm, other))

@@ -27,18 +27,19 @@ STUDIES: dict[str, str] = {
 }
 
 
-def build_study(name: str, arguments: Sequence[str]) -> Study:
+def build_study(name: str, arguments: Sequence[str], about: str = "") -> Study:
     """Call a study's function with its own options.
 
     Args:
         name: of `STUDIES`, ``module:function`` or ``FILE.py:function``.
         arguments: the words of the command line after the name.
+        about: lines of help on options that are not the study's, shown after its own.
 
     Raises:
         InputError: an unknown study or option, or a function that returns something else.
     """
     function, _ = find_function(name, STUDIES, "study")
-    study = parse(function, arguments, f"study {name}", description=described(function))
+    study = parse(function, arguments, f"study {name}", description=described(function) + about)
     if not isinstance(study, Study):
         raise InputError(f"{name} returned {type(study).__name__}, a study's function returns a Study")
     return study
@@ -80,11 +81,12 @@ def lamb_batches(size: Size = "small", corpus: str = "corpora/pydocs", trials: i
             Arm(
                 method="LAMB",
                 batch=row.global_batch_samples,
-                options={"batch": row.global_batch_samples, "lr_at_32": 5e-3 / 32, "warmup_steps": 3125},
+                options={"batch": row.global_batch_samples, "lr_at_32": 5e-3 / 32},
             )
             for row in BERT_ROWS
         )
-        return _lamb_batches(arms, dict(_BERT_LARGE), seeds)
+        # The paper's rows have one decay over both lengths, and 3,125 warm-up steps at every batch.
+        return _lamb_batches(arms, {**_BERT_LARGE, "warmup_steps": 3125, "second_warmup": "one-decay"}, seeds)
     first, *others = _BERT_BATCHES
     search = quasi_random({"lr_at_32": _BERT_RATES}, trials)
     arms = (

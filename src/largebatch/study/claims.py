@@ -17,7 +17,7 @@ more; the folder's lock keeps another from training beside it, and what it has t
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -43,7 +43,8 @@ DEAD_AFTER_SECONDS = 30
 _PAUSE_SECONDS = 0.05
 _SQLITE_PATIENCE_SECONDS = 60
 _WORKER, _JOB, _RECORD, _DECLARATION = "worker", "job", "record", "declaration"
-_ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.FAIL}
+_ENDED = tuple(_STATES.values())
 _OPENINGS = 5
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -153,6 +154,23 @@ class SharedStudy:
                     found.append(Running(job=Job(**trial.user_attrs[_JOB]), worker=trial.user_attrs[_WORKER]))
         return found
 
+    def adopt(self, trials: Iterable[Trial]) -> None:
+        """Take over what has ended elsewhere, as a ledger has it, where nothing is known of a job's end."""
+        known = self.ended()
+        for trial in trials:
+            if trial.job in known:
+                continue
+            arm = self.study.by_name[trial.job.arm]
+            state = _STATES[trial.state]
+            taken_over = optuna.trial.create_trial(
+                state=state,
+                value=trial.score if state is TrialState.COMPLETE else None,
+                params=dict(trial.point),
+                distributions={name: _distribution(arm, name, value) for name, value in trial.point.items()},
+                user_attrs={_JOB: asdict(trial.job), _RECORD: trial.as_dict()},
+            )
+            self._arms[arm.name].add_trial(taken_over)
+
     def attempts(self) -> int:
         """Return how many tickets have been drawn."""
         return sum(len(one.get_trials(deepcopy=False)) for one in self._arms.values())
@@ -258,7 +276,7 @@ class Claim:
     def end(self, trial: Trial) -> bool:
         """Write down what the job came to; False if this attempt was taken for dead meanwhile."""
         storage = self._shared._storage
-        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.FAIL}[trial.state]
+        state = _STATES[trial.state]
         values = None if trial.score is None or state is not TrialState.COMPLETE else [trial.score]
         try:
             storage.set_trial_user_attr(self._ticket, _RECORD, trial.as_dict())

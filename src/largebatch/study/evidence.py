@@ -23,7 +23,7 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from largebatch.errors import InputError
 
@@ -47,6 +47,8 @@ class Scores:
     name: str
     of_seeds: tuple[float | None, ...]
     higher_is_better: bool = True
+    unit: str = ""
+    """Behind numbers in sentences, such as " %"."""
 
     def __post_init__(self) -> None:
         if not self.of_seeds:
@@ -73,12 +75,15 @@ class Scores:
     @property
     def deviation(self) -> float | None:
         """Standard deviation over those, with n - 1; None for fewer than two."""
-        return float(np.std(self.finished, ddof=1)) if len(self.finished) > 1 else None
+        if len(self.finished) < 2:
+            return None
+        # Of equal numbers NumPy's is not always zero: their mean is rounded.
+        return float(np.std(self.finished, ddof=1)) if len(set(self.finished)) > 1 else 0.0
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float] | None:
-        """Return Student's interval for the mean over all seeds there could be; None for fewer than two."""
+        """Return Student's interval for the mean over all seeds there could be; None where seeds do not differ."""
         mean, deviation, n = self.mean, self.deviation, len(self.finished)
-        if mean is None or deviation is None:
+        if mean is None or not deviation:
             return None
         half = float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation / math.sqrt(n)
         return mean - half, mean + half
@@ -86,11 +91,11 @@ class Scores:
     def __str__(self) -> str:
         """As a sentence has it: name, mean and deviation, seeds."""
         seeds = f"{len(self.of_seeds)} seed{'s' if len(self.of_seeds) > 1 else ''}"
+        if self.mean is None:
+            return f"{self.name} (none of {seeds} came to an end)"
         if self.diverged:
             seeds += f", {self.diverged} of them diverged"
-        if self.mean is None:
-            return f"{self.name} ({seeds})"
-        return f"{self.name} {_number(self.mean)}{_spread(self.deviation)} ({seeds})"
+        return f"{self.name} ({_number(self.mean)}{_spread(self.deviation)}{self.unit}, {seeds})"
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,11 @@ class Comparison:
     """One-sided, for "the second is better"."""
     interval: tuple[float, float] | None = None
     """Of the first mean less the second, at 1 - alpha; of Welch's alone."""
+    comparisons: int = 1
+    """That are made together with this one, itself among them."""
     detectable: float | None = None
-    """The difference that so many seeds with this spread would tell apart four times of five; of Welch's alone."""
+    """The difference that so many seeds with this spread would tell apart four times of five or more often, also where
+    it is the least of all comparisons; of Welch's alone."""
 
     @property
     def p(self) -> float | None:
@@ -134,8 +142,8 @@ class Comparison:
     def verdict(self, adjusted_p: float | None = None) -> str:
         """Return in words what the seeds can support.
 
-        Interval, p-value and what could have been told apart are of these two alone; the p-value with the other
-        comparisons, by which the verdict goes, follows them.
+        Interval and p-value are of these two alone; the p-value with the other comparisons, by which the verdict goes,
+        follows them.
         """
         pair = f"{self.first}, {self.second}"
         if self.p is None:
@@ -143,20 +151,35 @@ class Comparison:
         numbers = f"{_p_value(self.p)} ({self.test})"
         if self.interval is not None:
             low, high = self.interval
-            numbers = f"difference {_number(low)} to {_number(high)} at {1 - self.alpha:.0%}, {numbers}"
+            difference = f"first less second {_number(low)} to {_number(high)}{self.first.unit}"
+            numbers = f"{difference} at {1 - self.alpha:.0%}, {numbers}"
+        if adjusted_p is not None and self.comparisons > 1:
+            numbers += f", with the other comparisons {_p_value(adjusted_p)} (Holm)"
         better = self.better(adjusted_p)
-        if better is None and self.detectable is not None:
-            numbers += f", so many seeds would tell {_number(self.detectable)} apart four times of five"
-        if adjusted_p is not None:
-            numbers += f"; with the other comparisons {_p_value(adjusted_p)} (Holm)"
-        if better is None:
-            return f"Not told apart: {pair}; {numbers}."
-        other = self.second if better is self.first else self.first
-        return f"{better.name} is better than {other.name}: {pair}; {numbers}."
+        if better is not None:
+            other = self.second if better is self.first else self.first
+            return f"{better.name} is better than {other.name}: {pair}; {numbers}."
+        if self.detectable is not None:
+            apart = f"{_number(self.detectable)}{self.first.unit}"
+            numbers += f"; so many seeds would tell {apart} apart four times of five"
+        elif self.test == "Mann-Whitney" and self._least_p() > self.alpha:
+            numbers += "; so few seeds tell nothing apart by their ranks"
+        return f"Not told apart: {pair}; {numbers}."
+
+    def _least_p(self) -> float:
+        """Return the p-value, with the other comparisons, of the clearest result that so many seeds could have."""
+        n, m = len(self.first.of_seeds), len(self.second.of_seeds)
+        return 2 * self.comparisons / math.comb(n + m, n)
 
 
-def compare(first: Scores, second: Scores, alpha: float = ALPHA) -> Comparison:
+def compare(first: Scores, second: Scores, alpha: float = ALPHA, comparisons: int = 1) -> Comparison:
     """Test two methods against each other.
+
+    Args:
+        first: one of them.
+        second: the other.
+        alpha: how often a verdict may be false.
+        comparisons: how many are made together, this one among them; p-values are not adjusted here.
 
     Raises:
         InputError: alpha is not between 0 and 1, or only one of both is better when higher.
@@ -166,30 +189,31 @@ def compare(first: Scores, second: Scores, alpha: float = ALPHA) -> Comparison:
     if first.higher_is_better != second.higher_is_better:
         raise InputError(f"of {first.name} and {second.name} only one is better when higher, allowed is both or none")
     if min(len(first.of_seeds), len(second.of_seeds)) == 1:
-        return Comparison(first, second, alpha, "none")
+        return Comparison(first, second, alpha, "none", comparisons=comparisons)
     if first.diverged or second.diverged or not first.deviation or not second.deviation:
         p_first, p_second = _rank_test(_with_worst(first), _with_worst(second))
-        return Comparison(first, second, alpha, "Mann-Whitney", p_first, p_second)
-    return _welch(first, second, alpha)
+        return Comparison(first, second, alpha, "Mann-Whitney", p_first, p_second, comparisons=comparisons)
+    return _welch(first, second, alpha, comparisons)
 
 
 def compare_with(reference: Scores, others: Sequence[Scores], alpha: float = ALPHA) -> dict[str, str]:
     """Return name -> verdict of the reference beside each other method, by Holm's rule for all of them together."""
-    found = {other.name: compare(reference, other, alpha) for other in others}
-    adjusted = holm({name: one.p for name, one in found.items() if one.p is not None})
+    found = {other.name: compare(reference, other, alpha, len(others)) for other in others}
+    adjusted = holm({name: one.p for name, one in found.items() if one.p is not None}, len(others))
     return {name: one.verdict(adjusted.get(name)) for name, one in found.items()}
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return name -> p-value for all of them together."""
+def holm(p_values: Mapping[str, float], comparisons: int | None = None) -> dict[str, float]:
+    """Return name -> p-value for all of them together, and for those that are still to come, if there are more."""
+    comparisons = len(p_values) if comparisons is None else comparisons
     adjusted, least = {}, 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[name]))
+        least = max(least, min(1.0, (comparisons - rank) * p_values[name]))
         adjusted[name] = least
     return adjusted
 
 
-def _welch(first: Scores, second: Scores, alpha: float) -> Comparison:
+def _welch(first: Scores, second: Scores, alpha: float, comparisons: int) -> Comparison:
     assert first.mean is not None
     assert second.mean is not None
     assert first.deviation is not None
@@ -201,6 +225,7 @@ def _welch(first: Scores, second: Scores, alpha: float) -> Comparison:
     difference = first.mean - second.mean
     z = difference / error if first.higher_is_better else -difference / error
     quantile = float(stats.t.ppf(1 - alpha / 2, freedom))
+    strictest = float(stats.t.ppf(1 - alpha / 2 / comparisons, freedom))  # Holm's rule for the least p-value
     return Comparison(
         first,
         second,
@@ -209,7 +234,8 @@ def _welch(first: Scores, second: Scores, alpha: float) -> Comparison:
         p_first=float(stats.t.sf(z, freedom)),
         p_second=float(stats.t.cdf(z, freedom)),
         interval=(difference - quantile * error, difference + quantile * error),
-        detectable=(quantile + float(stats.t.ppf(POWER, freedom))) * error,
+        comparisons=comparisons,
+        detectable=float(special.nctdtrinc(freedom, 1 - POWER, strictest)) * error,  # z is a noncentral t by then
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from largebatch.errors import InputError
 from largebatch.study.evidence import Comparison, Scores, compare, holm
 from largebatch.study.ledger import Trial, ends
-from largebatch.study.plan import Arm, Carried, Ended, Job, Study
+from largebatch.study.plan import Arm, Carried, Ended, Job, State, Study
 from largebatch.study.samples_to_target import Growth, fit_growth, samples_to_target
 from largebatch.study.space import Point, described
 
@@ -43,6 +43,11 @@ class ArmResult:
         if not self.seeds:
             return None
         return Scores(self.arm.name, tuple(self.seeds[seed].score for seed in sorted(self.seeds)), sign)
+
+    def at_target_at_first(self, study: Study) -> int:
+        """Return how many seeds were at the target when they were judged for the first time."""
+        first = [trial.evaluations[0][1] for trial in self.seeds.values() if trial.evaluations]
+        return sum(samples in first for samples in self.to_target(study))
 
     def to_target(self, study: Study) -> list[int | None]:
         """Return the samples of each seed to the study's target; None for a seed that never reached it."""
@@ -78,11 +83,10 @@ class Findings:
     """That have ended."""
     planned: int
 
-    @property
-    def diverged(self) -> int:
-        """Trials that did."""
+    def ended_as(self, state: State) -> int:
+        """Return how many trials ended so."""
         found = (trial for arm in self.arms for trial in (*arm.tuning.values(), *arm.seeds.values()))
-        return sum(trial.state == "diverged" for trial in found)
+        return sum(trial.state == state for trial in found)
 
 
 def find(study: Study, trials: Sequence[Trial]) -> Findings:
@@ -123,10 +127,13 @@ def _arm_result(study: Study, arm: Arm, by_job: Mapping[Job, Trial], ended: Mapp
 
 
 def _verdicts(study: Study, arms: Sequence[ArmResult]) -> list[Verdict]:
-    scores = {one.arm.name: _as_shown(study, found) for one in arms if (found := one.scores(study)) is not None}
-    compared = [compare(scores[a], scores[b]) for a, b in _pairs(study) if a in scores and b in scores]
+    """Compare arms whose seeds have all come to their end; p-values are for all that the study is to compare."""
+    over = [one for one in arms if one.is_void or len(one.seeds) == study.seeds]
+    scores = {one.arm.name: _as_shown(study, found) for one in over if (found := one.scores(study)) is not None}
+    pairs = _pairs(study)
+    compared = [compare(scores[a], scores[b], comparisons=len(pairs)) for a, b in pairs if {a, b} <= scores.keys()]
     names = {number: one.p for number, one in enumerate(compared) if one.p is not None}
-    adjusted = holm({str(number): p for number, p in names.items()})
+    adjusted = holm({str(number): p for number, p in names.items()}, len(pairs))
     return [_verdict(one, adjusted.get(str(number))) for number, one in enumerate(compared)]
 
 
@@ -134,7 +141,8 @@ def _as_shown(study: Study, scores: Scores) -> Scores:
     """Return scores in percent where the study shows them so."""
     if not study.percent:
         return scores
-    return replace(scores, of_seeds=tuple(None if value is None else 100 * value for value in scores.of_seeds))
+    in_percent = tuple(None if value is None else 100 * value for value in scores.of_seeds)
+    return replace(scores, of_seeds=in_percent, unit=" %")
 
 
 def _verdict(one: Comparison, adjusted: float | None) -> Verdict:
@@ -165,6 +173,12 @@ def _growth(study: Study, arms: Sequence[ArmResult]) -> dict[str, Growth | str]:
         own = [one for one in arms if one.arm.method == method and one.arm.batch is not None and one.seeds]
         seeds = [(float(one.arm.batch or 0), samples) for one in own for samples in one.to_target(study)]
         reached = [(batch, float(samples)) for batch, samples in seeds if samples is not None]
+        if early := sum(one.at_target_at_first(study) for one in own):
+            found[method] = (
+                f"{early} of {len(seeds)} runs were at the target when they were first judged, so that the samples to "
+                "it are not known: judge more often, or set a target that is harder"
+            )
+            continue
         if len({batch for batch, _ in reached}) < 2:
             if len(own) > 1:
                 found[method] = "reached the target at fewer than two batches"

@@ -8,12 +8,15 @@ numbers multiplied: so a scaling rule is tested without tuning again.
 A study is a frozen value and equal to what its record says, so that it cannot go on as another.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any, Literal
 
 from largebatch.errors import InputError, check_at_least
+from largebatch.study.kinds import NUMBER, TEXT, TRUTH, WHOLE, check_kinds, is_kind
 from largebatch.study.space import Choices, Interval, Point, Search, carried, check_options, described
 
 Kind = Literal["tuning", "seed"]
@@ -29,6 +32,12 @@ class Carried:
     arm: str
     factors: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_kinds(self, "what is carried", arm=TEXT, factors=Mapping)
+        for name, factor in self.factors.items():
+            if not is_kind(factor, NUMBER):
+                raise InputError(f"what is carried has {name} times {factor!r}, allowed is {NUMBER}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -39,6 +48,9 @@ class Arm:
         batch: samples in a step, where the study compares batches.
         options: of the recipe, beyond those of the study.
         search: what is tuned; a `Carried` takes it over, None tunes nothing.
+
+    Raises:
+        InputError: a field that is not allowed.
     """
 
     method: str
@@ -46,10 +58,22 @@ class Arm:
     options: Mapping[str, Any] = field(default_factory=dict)
     search: Search | Carried | None = None
 
+    def __post_init__(self) -> None:
+        check_kinds(self, f"arm {self.method!r}", method=TEXT, batch=(WHOLE, None), options=Mapping)
+        check_at_least(self, batch=1)
+        if not isinstance(self.search, Search | Carried | None):
+            allowed = "quasi_random(...), grid(...), Carried(...) or None"
+            raise InputError(f"arm {self.method!r} has the search {self.search!r}, allowed are {allowed}")
+
     @property
     def name(self) -> str:
         """What tells it from the others."""
         return self.method if self.batch is None else f"{self.method}, batch {self.batch:,}"
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its runs."""
+        return re.sub(r"[\W_]+", "-", self.name.lower()).strip("-")
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -75,6 +99,7 @@ class Pruning:
     evaluations: int = 1
 
     def __post_init__(self) -> None:
+        check_kinds(self, "pruning", trials=WHOLE, evaluations=WHOLE)
         check_at_least(self, trials=1, evaluations=1)
 
 
@@ -85,6 +110,9 @@ class Published:
     label: str
     value: float
     batch: int | None = None
+
+    def __post_init__(self) -> None:
+        check_kinds(self, "a published row", label=TEXT, value=NUMBER, batch=(WHOLE, None))
 
 
 @dataclass(frozen=True, order=True)
@@ -156,6 +184,7 @@ class Study:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise InputError(f"a study is named {self.name!r}, allowed are letters, digits, - and _")
         if not self.arms:
@@ -165,10 +194,26 @@ class Study:
         names = [arm.name for arm in self.arms]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise InputError(f"study {self.name} has two arms {twice!r}, allowed are names that differ")
+        of_folder: dict[str, str] = {}
+        for arm in self.arms:
+            if (other := of_folder.setdefault(arm.folder, arm.name)) != arm.name or not arm.folder:
+                allowed = "allowed are names that differ in letters or digits, whatever their case"
+                raise InputError(f"the runs of arms {other!r} and {arm.name!r} would lie in one folder, {allowed}")
         if self.reference is not None and self.reference not in self.methods:
             raise InputError(f"study {self.name} compares with {self.reference!r}, allowed are {list(self.methods)}")
         for arm in self.arms:
             self._check_arm(arm)
+
+    def _check_kinds(self) -> None:
+        texts = dict.fromkeys(("name", "title", "question", "recipe", "score"), TEXT)
+        truths = dict.fromkeys(("higher_is_better", "percent"), TRUTH)
+        rows = dict.fromkeys(("arms", "published", "notes"), tuple)
+        others = {"reference": (TEXT, None), "target": (NUMBER, None), "pruning": (Pruning, None)}
+        what = f"study {self.name}"
+        check_kinds(self, what, **texts, **truths, **rows, **others, seeds=WHOLE, options=Mapping)
+        for name, kind in (("arms", Arm), ("published", Published), ("notes", str)):
+            if wrong := [one for one in getattr(self, name) if not isinstance(one, kind)]:
+                raise InputError(f"{what} has {wrong[0]!r} among its {name}, allowed is {kind.__name__}")
 
     def _check_arm(self, arm: Arm) -> None:
         check_options(arm.options, f"arm {arm.name!r}", (*_TAKEN, *self.options))
@@ -180,6 +225,7 @@ class Study:
                 allowed = [other.name for other in self.arms if isinstance(other.search, Search)]
                 raise InputError(f"arm {arm.name!r} takes over from {arm.search.arm!r}, allowed are {allowed}")
             for point in source.points:
+                check_options(point, f"what arm {arm.name!r} takes over", (*self.options, *arm.options))
                 carried(point, arm.search.factors)
 
     @cached_property
@@ -270,8 +316,14 @@ class Study:
         return _plain(asdict(self))
 
     def changed(self, held: Mapping[str, Any]) -> list[str]:
-        """Name the fields in which the plain data of a study differ from this one."""
-        return [name for name, value in self.as_dict().items() if value != held.get(name)]
+        """Name the fields in which the plain data of a study differ from this one.
+
+        A recipe in a file of one's own is known by the file's name, wherever it lies: on another machine, in a clone.
+        """
+        own, other = self.as_dict(), dict(held)
+        for record in (own, other):
+            record["recipe"] = _without_folder(str(record.get("recipe")))
+        return [name for name, value in own.items() if value != other.get(name)]
 
 
 def study_of(held: Mapping[str, Any]) -> Study:
@@ -288,8 +340,17 @@ def study_of(held: Mapping[str, Any]) -> Study:
         published = tuple(Published(**row) for row in held["published"])
         notes = tuple(held["notes"])
         return Study(**{**held, "arms": arms, "pruning": pruning, "published": published, "notes": notes})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the record of a study is damaged: {error}") from error
+    except KeyError as error:
+        raise InputError(f"the record of a study lacks {error}") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("the record of a study has other fields than a study has") from error
+
+
+def _without_folder(recipe: str) -> str:
+    file, mark, function = recipe.rpartition(":")
+    return f"{PurePath(file).name}:{function}" if mark and file.endswith(".py") else recipe
 
 
 def _search_of(held: Mapping[str, Any] | None) -> Search | Carried | None:

@@ -1,5 +1,6 @@
 """The report of a study: one page, the same numbers as Markdown, and the sentences that a terminal ends with."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def terminal_lines(folder: Path) -> list[str]:
 
 def _state(found: Findings) -> list[str]:
     if found.is_over:
-        return [f"{plural(found.trials, 'run')}, {found.diverged} diverged"]
+        pruned = f", {found.ended_as('pruned')} ended early" if found.study.pruning else ""
+        return [f"{plural(found.trials, 'run')}, {found.ended_as('diverged')} diverged{pruned}"]
     return [f"not over: {found.trials} of {found.planned} runs have ended"]
 
 
@@ -90,26 +92,26 @@ def _target_text(reached: Sequence[int | None]) -> str:
     got = sorted(samples for samples in reached if samples is not None)
     if not got:
         return "not reached" if reached else "–"
-    text = f"{got[len(got) // 2]:,}"  # the median, the higher one of two
+    text = f"{statistics.median(got):,.0f}"
     return text if len(got) == len(reached) else f"{text} ({len(got)} of {len(reached)})"
 
 
 def time_table(found: Findings) -> Table:
-    """Return what each arm's seeds took, of training steps alone."""
+    """Return what each arm's seeds took, of training steps alone: medians."""
     rows = []
     for one in found.arms:
         if not one.seeds:
             continue
         trials = list(one.seeds.values())
-        mean = sum(trial.seconds for trial in trials) / len(trials)
-        row = [one.arm.name, count(trials[0].steps), count(trials[0].samples), duration(mean)]
+        seconds = statistics.median(trial.seconds for trial in trials)
+        row = [one.arm.name, count(trials[0].steps), count(trials[0].samples), duration(seconds)]
         if found.study.target is not None:
             shares = [
                 trial.seconds * reached / trial.samples
                 for trial, reached in zip(trials, one.to_target(found.study), strict=True)
                 if reached is not None and trial.samples
             ]
-            row.append(duration(sorted(shares)[len(shares) // 2]) if shares else "–")
+            row.append(duration(statistics.median(shares)) if shares else "–")
         rows.append(tuple(row))
     header = ["arm", "steps", "samples", "time of a run"]
     if found.study.target is not None:
@@ -132,6 +134,27 @@ def space_table(study: Study) -> Table:
             ways = f"{len(arm.points)} {arm.search.way}" if arm.is_tuned else "0"
         rows.append((arm.name, options, searched, ways))
     return Table(header=("arm", "options", "searched", "trials"), rows=tuple(rows))
+
+
+def seed_table(found: Findings) -> Table:
+    """Return the score of every seed of every arm, or how it ended, and why where it diverged."""
+    study, numbers = found.study, range(1, found.study.seeds + 1)
+    rows = []
+    for one in found.arms:
+        ends = [_end_text(study, one.seeds[seed]) if seed in one.seeds else "–" for seed in numbers]
+        rows.append((one.arm.name, *ends))
+    return Table(header=("arm", *(f"seed {seed}" for seed in numbers)), rows=tuple(rows))
+
+
+def _end_text(study: Study, trial: Trial) -> str:
+    return trial.state if trial.score is None else score_text(study, trial.score)
+
+
+def diverged_table(found: Findings) -> Table:
+    """Return why runs diverged."""
+    trials = [trial for one in found.arms for trial in (*one.tuning.values(), *one.seeds.values())]
+    rows = tuple((str(trial.job), trial.reason or "–") for trial in trials if trial.state == "diverged")
+    return Table(header=("run", "how it diverged"), rows=rows)
 
 
 def published_table(study: Study) -> Table:
@@ -157,6 +180,9 @@ def markdown(found: Findings, origin: dict[str, Any]) -> str:
         parts.append(_bullets(_growth_sentences(found)))
     if study.published:
         parts += ["Published, on other data and machines:", _markdown_table(published_table(study))]
+    parts += ["Every seed:", _markdown_table(seed_table(found))]
+    if (diverged := diverged_table(found)).rows:
+        parts += ["Runs that diverged:", _markdown_table(diverged)]
     parts += ["## Time", _markdown_table(time_table(found))]
     parts += ["## What was searched", _markdown_table(space_table(study)), _budget_sentence(study)]
     if any(one.tuning for one in found.arms):
@@ -172,12 +198,19 @@ def _every_trial(found: Findings) -> Table:
 
 
 def _budget_sentence(study: Study) -> str:
-    numbers = {len(arm.points) for arm in study.arms if arm.is_tuned}
+    pruning, numbers = study.pruning, {len(arm.points) for arm in study.arms if arm.is_tuned}
     if not numbers:
         return "Nothing was tuned."
     if len(numbers) == 1:
-        return f"Every arm that is tuned had {plural(numbers.pop(), 'trial')}, with seed 0."
-    return f"The arms had {listed([str(number) for number in sorted(numbers)])} trials: the budgets are not equal."
+        told = f"Every arm that is tuned had {plural(numbers.pop(), 'trial')}, with seed 0."
+    else:
+        told = f"The arms had {listed([str(number) for number in sorted(numbers)])} trials: the budgets are not equal."
+    if pruning is None:
+        return told
+    return (
+        f"{told} One that was worse than the median of its arm ended early, once {plural(pruning.trials, 'trial')} had "
+        f"come to an end, from evaluation {pruning.evaluations + 1} on."
+    )
 
 
 def _command(origin: dict[str, Any]) -> str:
@@ -217,8 +250,22 @@ def render(found: Findings, origin: dict[str, Any]) -> str:
         _head(found),
         _list("supported", "What the seeds support", [one.sentence for one in found.verdicts]),
         section("figures", "Figures", "Curves can be switched off by their names.", [_figure(one) for one in drawn]),
-        _tables("results", "Results", _growth_sentences(found), [("Results", result_table(found))]),
-        _tables("time", "Time", ["Of training steps alone, evaluations are not in it."], [("Time", time_table(found))]),
+        _tables(
+            "results",
+            "Results",
+            _growth_sentences(found),
+            [
+                ("Results", result_table(found)),
+                ("Every seed", seed_table(found)),
+                ("Runs that diverged", diverged_table(found)),
+            ],
+        ),
+        _tables(
+            "time",
+            "Time",
+            ["Medians, of training steps alone: evaluations are not in it."],
+            [("Time", time_table(found))],
+        ),
         _tables("published", "Published", ["On other data and machines."], [("Published", published_table(study))])
         if study.published
         else None,
@@ -239,7 +286,7 @@ def _head(found: Findings) -> Markup:
     study = found.study
     facts = [
         ("Runs", f"{found.trials:,}", f"of {found.planned:,}" if not found.is_over else ""),
-        ("Diverged", str(found.diverged), ""),
+        ("Diverged", str(found.ended_as("diverged")), ""),
         ("Arms", str(len(study.arms)), ""),
         ("Seeds of each", str(study.seeds), ""),
         ("Recipe", study.recipe, ""),

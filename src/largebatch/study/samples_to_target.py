@@ -78,7 +78,7 @@ class Growth:
             bound = f": the critical batch is {low:,.0f} or more {share}" if low else ""
             return f"the samples to the target do not grow with the batch in {self.points} runs{bound}"
         if not self.least_samples:
-            bound = f": the critical batch is {high:,.0f} or less {share}" if math.isfinite(high) else ""
+            bound = f": the critical batch is {max(high, 1):,.0f} or less {share}" if math.isfinite(high) else ""
             return f"the samples to the target grow as the batch does in {self.points} runs{bound}"
         lower = f"{low:,.0f}" if low else "no lower bound"
         upper = f"{high:,.0f}" if math.isfinite(high) else "no upper bound"

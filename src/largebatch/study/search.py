@@ -69,7 +69,7 @@ def work(
             time.sleep(pause_seconds)
             continue
         with claim:
-            place = run_folder(folder, claim.job)
+            place = run_folder(folder, shared.study.by_name[claim.job.arm], claim.job)
             try:
                 trial = train(
                     shared.study,
@@ -92,9 +92,6 @@ def work(
                     shutil.rmtree(place / name, ignore_errors=True)
 
 
-def run_folder(folder: Path, job: Job) -> Path:
+def run_folder(folder: Path, arm: Arm, job: Job) -> Path:
     """Return where a job's run lies below the study's folder."""
-    arm = "".join(letter if letter.isalnum() else "-" for letter in job.arm.lower()).strip("-")
-    while "--" in arm:
-        arm = arm.replace("--", "-")
-    return folder / "runs" / arm / f"{'point' if job.kind == 'tuning' else 'seed'}-{job.number}"
+    return folder / "runs" / arm.folder / f"{'point' if job.kind == 'tuning' else 'seed'}-{job.number}"
