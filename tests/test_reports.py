@@ -12,6 +12,7 @@ import collect
 import gpt_study
 import image_study
 import rate_study
+from largebatch.study.report import write_report
 from report.made_run import make_lines, make_record, write_run
 
 ROOT = Path(__file__).parents[1]
@@ -160,7 +161,7 @@ def test_every_optimizer_is_tried_at_the_same_points_and_judged_by_other_seeds(t
     page = image_study.filled(marks, ledger)
     assert "| lamb (lr 0.15, decay 0.0095, warm-up 0.32) | 5 | 90.00 ± 0.00 |" in page
     assert page.count("diverged") == 6
-    assert page.count("- Not told apart: lamb 90 ± 0 (5 seeds), ") == 5
+    assert page.count("- Not told apart: lamb (90 ± 0 %, 5 seeds), ") == 5
     assert page.count("**90.00**") == 6
 
 
@@ -171,3 +172,23 @@ def test_a_run_that_has_not_ended_is_refused(tmp_path: Path) -> None:
     assert collect.gather([f"x={tmp_path / 'seed-1'}"])["x"][0]["seed"] == 3
     with pytest.raises(ValueError, match="has not come to its end"):
         collect.gather([f"x={tmp_path}"])
+
+
+STUDIES = sorted(path.parent for path in (ROOT / "reports" / "studies").glob("*/study.json"))
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda path: path.name)
+def test_the_markdown_of_a_study_is_made_of_its_ledger(folder: Path, tmp_path: Path) -> None:
+    committed = (folder / "report.md").read_text(encoding="utf-8")
+    for name in ("study.json", "trials.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    write_report(tmp_path)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == committed
+    assert "not over" not in committed
+    # A ledger in which one trial had another score is not the committed one.
+    *before, last = (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+    held = json.loads(last)
+    changed = json.dumps({**held, "score": held["score"] / 2})
+    (tmp_path / "trials.jsonl").write_text("\n".join([*before, changed]) + "\n", encoding="utf-8")
+    write_report(tmp_path)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") != committed

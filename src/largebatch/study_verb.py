@@ -130,11 +130,12 @@ def _first_of_each_choice(arm: Arm) -> Iterator[Point]:
 
 def _claim_folder(folder: Path, study: Study, command: str) -> list[Trial]:
     """Have the folder hold this study, and return the trials of it that have ended."""
-    if not _holds(folder, study):  # before there is a folder at all
-        with _alone(folder):
-            if not _holds(folder, study):
-                origin = {"command": command, "commit": commit(), "versions": versions(), "cpu": cpu_model()}
-                write_study(folder, study, origin)
+    _holds(folder, study)  # told before there is a folder at all
+    with _alone(folder):
+        origin = {"command": command, "commit": commit(), "versions": versions(), "cpu": cpu_model()}
+        if _holds(folder, study):
+            _, origin = read_study(folder)
+        write_study(folder, study, origin)  # title, question and notes may be other ones
     return read_trials(folder, study)
 
 

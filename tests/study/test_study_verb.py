@@ -289,6 +289,16 @@ def test_a_folder_of_another_declaration_is_refused(tmp_path: Path, capsys: pyte
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 
 
+def test_other_words_are_no_other_study(tmp_path: Path) -> None:
+    few = ("--trials", "2", "--seeds", "1")
+    study = build_study(TOY, few)
+    write_study(tmp_path, replace(study, title="Old", notes=("Old.",)), {"command": "as it was", "versions": {}})
+    assert main(["study", TOY, *few, "--workers", "1", "--out", str(tmp_path)]) == 0
+    held, origin = read_study(tmp_path)
+    assert held == study
+    assert origin == {"command": "as it was", "versions": {}}
+
+
 def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "out"
     assert main(["study", TOY, "--dry-run", "--out", str(folder)]) == 0

@@ -109,7 +109,7 @@ def _lamb_batches(arms: tuple[Arm, ...], options: Mapping[str, Any], seeds: int)
         options=options,
         arms=arms,
         seeds=seeds,
-        published=tuple(Published("BERT-Large, SQuAD F1 (not this loss)", f1, batch) for batch, f1 in _F1),
+        published=tuple(Published("BERT-Large", f1, batch, "SQuAD F1") for batch, f1 in _F1),
         **_PRETRAINED,
     )
 
@@ -176,7 +176,7 @@ def mixed_batch(size: Size = "small", corpus: str = "corpora/pydocs", trials: in
         options=options,
         arms=tuple(Arm(method=name, options={"second_warmup": way}, search=search) for name, way in ways.items()),
         seeds=seeds,
-        published=(Published("BERT-Large, 64K/32K warmed up again, SQuAD F1 (not this loss)", 90.584, 65_536),),
+        published=(Published("BERT-Large, 64K/32K, warmed up again", 90.584, 65_536, "SQuAD F1"),),
         **_PRETRAINED,
     )
 

@@ -22,6 +22,7 @@ from largebatch.study.space import Choices, Interval, Point, Search, carried, ch
 Kind = Literal["tuning", "seed"]
 State = Literal["complete", "diverged", "pruned"]
 
+_PROSE = ("title", "question", "published", "notes")
 _TAKEN = ("seed", "out", "resume", "dry_run", "keep_checkpoints", "device")
 
 
@@ -105,14 +106,17 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Published:
-    """A row of a paper, in the same unit as the score."""
+    """A row of a paper."""
 
     label: str
     value: float
     batch: int | None = None
+    quantity: str | None = None
+    """What the value is of, where that is not the study's score."""
 
     def __post_init__(self) -> None:
-        check_kinds(self, "a published row", label=TEXT, value=NUMBER, batch=(WHOLE, None))
+        what = "a published row"
+        check_kinds(self, what, label=TEXT, value=NUMBER, batch=(WHOLE, None), quantity=(TEXT, None))
 
 
 @dataclass(frozen=True, order=True)
@@ -316,14 +320,14 @@ class Study:
         return _plain(asdict(self))
 
     def changed(self, held: Mapping[str, Any]) -> list[str]:
-        """Name the fields in which the plain data of a study differ from this one.
+        """Name the fields that decide what is run or compared in which the plain data of a study differ from this one.
 
         A recipe in a file of one's own is known by the file's name, wherever it lies: on another machine, in a clone.
         """
         own, other = self.as_dict(), dict(held)
         for record in (own, other):
             record["recipe"] = _without_folder(str(record.get("recipe")))
-        return [name for name, value in own.items() if value != other.get(name)]
+        return [name for name, value in own.items() if name not in _PROSE and value != other.get(name)]
 
 
 def study_of(held: Mapping[str, Any]) -> Study:

@@ -159,11 +159,12 @@ def diverged_table(found: Findings) -> Table:
 
 def published_table(study: Study) -> Table:
     """Return the rows of papers."""
-    rows = tuple(
-        (row.label, "–" if row.batch is None else f"{row.batch:,}", score_text(study, row.value))
-        for row in study.published
-    )
-    return Table(header=("published", "batch", score_name(study)), rows=rows)
+    rows = []
+    for row in study.published:
+        value = score_text(study, row.value) if row.quantity is None else shown(row.value)
+        batch = "–" if row.batch is None else f"{row.batch:,}"
+        rows.append((row.label, batch, row.quantity or score_name(study), value))
+    return Table(header=("published", "batch", "of", "value"), rows=tuple(rows))
 
 
 # --- Markdown ---------------------------------------------------------------------------------------
