@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-@pytest.mark.parametrize("name", ["LAMB", "LANS", "LARS"])
+@pytest.mark.parametrize("name", ["LAMB", *(pytest.param(name, marks=pytest.mark.slow) for name in ("LANS", "LARS"))])
 def test_interpreted_kernels_equal_the_oracle(name: str, tmp_path: Path) -> None:
     told = subprocess.run(
         [sys.executable, str(HERE / "interpreted_gpu.py"), name],

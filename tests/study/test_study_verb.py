@@ -91,6 +91,7 @@ def undisturbed(folder: Path) -> Mapping[Job, float | None]:
         return {trial.job: trial.score for trial in shared.trials()}
 
 
+@pytest.mark.slow
 def test_sigterm_gives_jobs_back_and_the_same_command_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     process = started(folder, TOY, "--workers", "2", "--pause-seconds", "0.2")
@@ -160,6 +161,7 @@ def test_a_signal_while_workers_are_starting_stops_the_study(tmp_path: Path, num
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_two_commands_on_one_folder_share_the_work(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     pair = [started(folder, TOY, "--workers", "1", "--pause-seconds", "0.02") for _ in range(2)]
@@ -199,6 +201,7 @@ def test_workers_killed_one_by_one_and_all_at_once_lose_nothing(tmp_path: Path) 
     assert scores(folder) == undisturbed(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_lost_worker_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     process = started(folder, TOY, "--workers", "2", "--pause-seconds", "0.05", "--trials", "2", "--seeds", "1")

@@ -116,6 +116,7 @@ def test_a_stop_in_a_fine_tuning_saves_and_says_how_to_go_on(whole: Path, words:
     assert _scores(tmp_path / "run") == _scores(whole)
 
 
+@pytest.mark.slow
 def test_an_interrupted_preparation_begins_again(words: list[str], tmp_path: Path) -> None:
     big = tmp_path / "big.txt"
     write_text(big, 20_000)

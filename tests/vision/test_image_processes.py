@@ -58,7 +58,7 @@ def test_two_ranks_train_and_judge_as_one(alone: Path, data: str, tmp_path: Path
     assert judged[0] == pytest.approx(judged[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_in_mid_epoch_it_goes_on_to_the_bit(data: str, tmp_path: Path, ranks: int) -> None:
     words = ("--data", data, "--steps", "60")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
