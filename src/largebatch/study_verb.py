@@ -132,9 +132,10 @@ def _claim_folder(folder: Path, study: Study, command: str) -> list[Trial]:
     """Have the folder hold this study, and return the trials of it that have ended."""
     _holds(folder, study)  # told before there is a folder at all
     with _alone(folder):
-        origin = {"command": command, "commit": commit(), "versions": versions(), "cpu": cpu_model()}
         if _holds(folder, study):
             _, origin = read_study(folder)
+        else:
+            origin = {"command": command, "commit": commit(), "versions": versions(), "cpu": cpu_model()}
         write_study(folder, study, origin)  # title, question and notes may be other ones
     return read_trials(folder, study)
 

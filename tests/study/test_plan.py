@@ -151,20 +151,22 @@ def test_what_cannot_be_a_study_is_refused(fields: dict[str, Any], told: str) ->
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("part", "fields", "told"),
     [
-        (lambda: Arm(method="a", batch="x"), "arm 'a' has batch 'x', allowed is a whole number or none"),  # type: ignore[arg-type]
-        (lambda: Arm(method="a", batch=0), "batch is 0, allowed is 1 or more"),
-        (lambda: Arm(method="a", search="grid"), "has the search 'grid', allowed are"),  # type: ignore[arg-type]
-        (lambda: Arm(method=True), "has method True, allowed is text"),  # type: ignore[arg-type]
-        (lambda: Published("a", "y"), "a published row has value 'y'"),  # type: ignore[arg-type]
-        (lambda: Carried(arm="a", factors={"lr": "2"}), "lr times '2'"),  # type: ignore[dict-item]
-        (lambda: Pruning(trials=1.5), r"pruning has trials 1\.5"),  # type: ignore[arg-type]
+        (Arm, {"method": "a", "batch": "x"}, "arm 'a' has batch 'x', allowed is a whole number or none"),
+        (Arm, {"method": "a", "batch": 0}, "batch is 0, allowed is 1 or more"),
+        (Arm, {"method": "a", "search": "grid"}, "has the search 'grid', allowed are"),
+        (Arm, {"method": True}, "has method True, allowed is text"),
+        (Published, {"label": "a", "value": "y"}, "a published row has value 'y'"),
+        (Carried, {"arm": "a", "factors": {"lr": "2"}}, "lr times '2'"),
+        (Pruning, {"trials": 1.5}, r"pruning has trials 1\.5"),
     ],
 )
-def test_a_part_of_the_wrong_kind_is_refused_where_it_is_made(make: Callable[[], object], told: str) -> None:
+def test_a_part_of_the_wrong_kind_is_refused_where_it_is_made(
+    part: Callable[..., object], fields: dict[str, Any], told: str
+) -> None:
     with pytest.raises(InputError, match=told):
-        make()
+        part(**fields)
 
 
 def test_a_search_of_another_point_is_another_study() -> None:

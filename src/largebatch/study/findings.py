@@ -83,10 +83,14 @@ class Findings:
     """That have ended."""
     planned: int
 
+    @property
+    def every_trial(self) -> list[Trial]:
+        """Arm by arm, the tuning first."""
+        return [trial for arm in self.arms for trial in (*arm.tuning.values(), *arm.seeds.values())]
+
     def ended_as(self, state: State) -> int:
         """Return how many trials ended so."""
-        found = (trial for arm in self.arms for trial in (*arm.tuning.values(), *arm.seeds.values()))
-        return sum(trial.state == state for trial in found)
+        return sum(trial.state == state for trial in self.every_trial)
 
 
 def find(study: Study, trials: Sequence[Trial]) -> Findings:

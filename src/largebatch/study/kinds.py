@@ -9,7 +9,7 @@ from largebatch.errors import InputError
 NUMBER, WHOLE, TEXT, TRUTH = "a finite number", "a whole number", "text", "true or false"
 """Kinds; any other kind is a type, or a `Literal` of texts."""
 
-_TYPES: Mapping[str, tuple[type, ...]] = {NUMBER: (int, float), WHOLE: (int,), TEXT: (str,), TRUTH: (bool,)}
+_TYPES: Mapping[str, type] = {WHOLE: int, TEXT: str, TRUTH: bool}
 
 
 def check_kinds(record: object, what: str, **kinds: Any) -> None:
@@ -34,7 +34,9 @@ def is_kind(value: object, kind: Any) -> bool:
         return value in get_args(kind) if get_args(kind) else isinstance(value, kind)
     if isinstance(value, bool) and kind != TRUTH:
         return False
-    return isinstance(value, _TYPES[kind]) and (kind != NUMBER or math.isfinite(value))  # type: ignore[arg-type]
+    if kind == NUMBER:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, _TYPES[kind])
 
 
 def _said(kind: Any) -> str:

@@ -95,9 +95,9 @@ def trial_of(held: Mapping[str, Any]) -> Trial:
         return Trial(**{**held, "job": job, "evaluations": rows, "losses": losses})
     except KeyError as error:
         raise InputError(f"the record of a trial lacks {error}") from error
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError("the record of a trial has other fields than a trial has") from error
 
 

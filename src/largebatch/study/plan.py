@@ -346,9 +346,9 @@ def study_of(held: Mapping[str, Any]) -> Study:
         return Study(**{**held, "arms": arms, "pruning": pruning, "published": published, "notes": notes})
     except KeyError as error:
         raise InputError(f"the record of a study lacks {error}") from error
+    except InputError:
+        raise
     except (TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError("the record of a study has other fields than a study has") from error
 
 

@@ -152,8 +152,8 @@ def _end_text(study: Study, trial: Trial) -> str:
 
 def diverged_table(found: Findings) -> Table:
     """Return why runs diverged."""
-    trials = [trial for one in found.arms for trial in (*one.tuning.values(), *one.seeds.values())]
-    rows = tuple((str(trial.job), trial.reason or "–") for trial in trials if trial.state == "diverged")
+    diverged = (trial for trial in found.every_trial if trial.state == "diverged")
+    rows = tuple((str(trial.job), trial.reason or "–") for trial in diverged)
     return Table(header=("run", "how it diverged"), rows=rows)
 
 
@@ -187,15 +187,11 @@ def markdown(found: Findings, origin: dict[str, Any]) -> str:
     parts += ["## Time", _markdown_table(time_table(found))]
     parts += ["## What was searched", _markdown_table(space_table(study)), _budget_sentence(study)]
     if any(one.tuning for one in found.arms):
-        parts += ["Every trial of the search, with seed 0:", _markdown_table(_every_trial(found))]
+        parts += ["Every trial of the search, with seed 0:", _markdown_table(trial_table(found))]
     if study.notes:
         parts += ["## To be known", _bullets(study.notes)]
     parts += ["## To repeat", f"```\n{_command(origin)}\n```", _machine(found, origin)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _every_trial(found: Findings) -> Table:
-    return trial_table(found)
 
 
 def _budget_sentence(study: Study) -> str:
@@ -219,8 +215,7 @@ def _command(origin: dict[str, Any]) -> str:
 
 
 def _machine(found: Findings, origin: dict[str, Any]) -> str:
-    trials = [trial for one in found.arms for trial in (*one.tuning.values(), *one.seeds.values())]
-    kinds = sorted({_made_on(trial) for trial in trials})
+    kinds = sorted({_made_on(trial) for trial in found.every_trial})
     versions = ", ".join(f"{name} {version}" for name, version in (origin.get("versions") or {}).items())
     return f"Trained on {listed(kinds)}; {versions}." if kinds else f"{versions}."
 
@@ -274,7 +269,7 @@ def render(found: Findings, origin: dict[str, Any]) -> str:
             "searched",
             "What was searched",
             [_budget_sentence(study)],
-            [("Spaces", space_table(study)), ("Every trial of the search", _every_trial(found))],
+            [("Spaces", space_table(study)), ("Every trial of the search", trial_table(found))],
         ),
         _list("known", "To be known", list(study.notes)),
         _repeat(found, origin),
