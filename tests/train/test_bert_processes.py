@@ -18,6 +18,8 @@ from largebatch.errors import InputError
 from largebatch.text.shards import PreparedCorpus
 from train.test_processes import ledger, run, started, train_losses, wait_for_steps
 
+pytestmark = pytest.mark.xdist_group("BERT in processes")
+
 TINY = "train.bert_runs:tiny_bert"
 TEXT = "the batch was large and a rate grew with its root so training took few steps over many words"
 

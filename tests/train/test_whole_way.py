@@ -15,6 +15,8 @@ from largebatch.cli import main
 from train.test_bert_processes import TINY, write_text
 from train.test_processes import ledger, run, started, wait_for_steps
 
+pytestmark = pytest.mark.xdist_group("the whole way")
+
 
 def _questions(path: Path, count: int) -> str:
     """Write questions whose answer is the number that ends each sentence of the text."""

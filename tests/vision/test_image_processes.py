@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from train.test_processes import kill_all, ledger, run, started, train_losses, wait_for_steps
 
+pytestmark = pytest.mark.xdist_group("images in processes")
+
 RECIPE = "vision.image_runs:pictures"
 
 
