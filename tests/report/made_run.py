@@ -89,7 +89,7 @@ def make_record(first_steps: int = 270, second_steps: int = 30, **changes: Any) 
 
 def make_lines(record: dict[str, Any], steps: int | None = None, skipped: tuple[int, ...] = (57,)) -> list[dict]:
     """Return the lines of metrics.jsonl for the first ``steps`` steps, all if None."""
-    noise = np.random.default_rng(0)
+    noise, of_gradients = np.random.default_rng(0), np.random.default_rng(1)
     lines: list[dict[str, Any]] = []
     step = samples = tokens = 0
     for number, stage in enumerate(record["run"]["stages"]):
@@ -121,6 +121,9 @@ def make_lines(record: dict[str, Any], steps: int | None = None, skipped: tuple[
                     "skipped": int(bad),
                 }
             )
+            if not bad:
+                square, trace = (1 + 0.3 * of_gradients.standard_normal(2)).tolist()
+                lines[-1] |= {"gradient_square": 0.01 * square, "covariance_trace": (3 + step / 50) * trace}
             if bad:
                 lines.append({"kind": "skip", "step": step, "stage": name, "tensor": "loss mlm", "in_a_row": 1})
             if step % 10 == 0:
@@ -128,7 +131,17 @@ def make_lines(record: dict[str, Any], steps: int | None = None, skipped: tuple[
                     layer: math.exp(0.35 * row - 4 + 1.5 * math.exp(-step / 80) + 0.1 * noise.standard_normal())
                     for row, layer in enumerate(LAYERS)
                 }
-                lines.append({"kind": "layers", "step": step, "ratios": ratios | dict.fromkeys(NOT_ADAPTED)})
+                names = [*LAYERS, *NOT_ADAPTED]
+                shares = {name: 1 + 0.1 * of_gradients.standard_normal() for name in names}
+                lines.append(
+                    {
+                        "kind": "layers",
+                        "step": step,
+                        "ratios": ratios | dict.fromkeys(NOT_ADAPTED),
+                        "gradient_squares": {name: 1e-3 * share**2 for name, share in shares.items()},
+                        "covariance_traces": {name: 0.1 * row * shares[name] for row, name in enumerate(names, 1)},
+                    }
+                )
             if step % 50 == 0 or local + 1 == count:
                 held_out = 5.35 + 4.2 * math.exp(-step / 60) + 0.1 * number
                 metrics = {

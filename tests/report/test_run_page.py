@@ -151,6 +151,8 @@ def test_every_figure_has_a_name_a_sentence_and_its_numbers(tmp_path: Path) -> N
         "loss-terms",
         "gradient-norm",
         "throughput",
+        "noise-scale",
+        "noise-by-layer",
         "trust-ratio-map",
     ]
     assert all(attributes["role"] == "img" and len(str(attributes["aria-label"])) > 40 for attributes in plots)

@@ -14,6 +14,7 @@ from chromium import launched
 from largebatch.report.run_page import write_report
 
 CURVES = ("held-out-loss", "held-out-accuracy", "loss", "learning-rate", "loss-terms", "gradient-norm", "throughput")
+CURVES += ("noise-scale", "noise-by-layer")
 HOSTILE = "</script><script>window.hostile = 1</script><img src=x onerror='window.hostile = 2'>"
 
 

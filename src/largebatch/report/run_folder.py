@@ -60,6 +60,8 @@ class TrainSteps:
     flops_per_second: Numbers
     utilisation: Numbers
     skipped: Numbers
+    gradient_square: Numbers
+    covariance_trace: Numbers
     losses: dict[str, Numbers]
 
     def __len__(self) -> int:
@@ -76,6 +78,16 @@ class LayerRatios:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerNoise:
+    """The "layers" lines: estimates of |g|^2 and tr(Sigma) [layers, records], NaN where they were not measured."""
+
+    step: Numbers
+    names: tuple[str, ...]
+    gradient_square: Numbers
+    covariance_trace: Numbers
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """What a run folder tells."""
 
@@ -85,6 +97,7 @@ class RunFolder:
     train: TrainSteps
     evaluations: tuple[Evaluation, ...]
     layers: LayerRatios
+    noise: LayerNoise
     moments: dict[str, str]
     """Stage name -> "kept" or "reset", for the stages that have begun."""
     skips: tuple[tuple[int, str], ...]
@@ -136,6 +149,7 @@ class RunFolder:
             train=gathered.train_steps(),
             evaluations=tuple(gathered.evaluations),
             layers=gathered.layer_ratios(),
+            noise=gathered.layer_noise(),
             moments=gathered.moments,
             skips=tuple(gathered.skips),
         )
@@ -184,7 +198,7 @@ def _number(value: Any) -> float:
 
 _TRAIN_COLUMNS = (
     *("samples", "tokens", "loss", "lr", "grad_norm", "seconds", "samples_per_second"),
-    *("flops_per_second", "utilisation", "skipped"),
+    *("flops_per_second", "utilisation", "skipped", "gradient_square", "covariance_trace"),
 )
 
 
@@ -198,6 +212,8 @@ class _Gathered:
     evaluations: list[Evaluation] = field(default_factory=list)
     layer_step: array = field(default_factory=lambda: array("d"))
     ratios: dict[str, array] = field(default_factory=dict)
+    gradient_squares: dict[str, array] = field(default_factory=dict)
+    covariance_traces: dict[str, array] = field(default_factory=dict)
     moments: dict[str, str] = field(default_factory=dict)
     skips: list[tuple[int, str]] = field(default_factory=list)
 
@@ -221,6 +237,11 @@ class _Gathered:
             )
         elif kind == "layers":
             _append(self.ratios, line["ratios"], len(self.layer_step))
+            for columns, name in (
+                (self.gradient_squares, "gradient_squares"),
+                (self.covariance_traces, "covariance_traces"),
+            ):
+                _append(columns, line.get(name) or {}, len(self.layer_step))
             self.layer_step.append(int(line["step"]))
         elif kind == "stage":
             self.moments[str(line["stage"])] = str(line["moments"])
@@ -235,9 +256,18 @@ class _Gathered:
 
     def layer_ratios(self) -> LayerRatios:
         length = len(self.layer_step)
-        rows = [_padded(column, length) for column in self.ratios.values()]
-        ratios = np.stack(rows) if rows else np.empty((0, length))
-        return LayerRatios(step=np.array(self.layer_step), names=tuple(self.ratios), ratios=ratios)
+        return LayerRatios(
+            step=np.array(self.layer_step), names=tuple(self.ratios), ratios=_stacked(self.ratios, length)
+        )
+
+    def layer_noise(self) -> LayerNoise:
+        length = len(self.layer_step)
+        return LayerNoise(
+            step=np.array(self.layer_step),
+            names=tuple(self.gradient_squares),
+            gradient_square=_stacked(self.gradient_squares, length),
+            covariance_trace=_stacked(self.covariance_traces, length),
+        )
 
 
 def _append(columns: dict[str, array], values: dict[str, Any], length: int) -> None:
@@ -246,6 +276,11 @@ def _append(columns: dict[str, array], values: dict[str, Any], length: int) -> N
         column = columns.setdefault(str(name), array("d"))
         column.extend([math.nan] * (length - len(column)))
         column.append(_number(value))
+
+
+def _stacked(columns: dict[str, array], length: int) -> Numbers:
+    rows = [_padded(column, length) for column in columns.values()]
+    return np.stack(rows) if rows else np.empty((0, length))
 
 
 def _padded(column: array, length: int) -> Numbers:

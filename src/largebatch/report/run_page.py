@@ -11,6 +11,7 @@ from largebatch.report.fine_tuned import FineTuned
 from largebatch.report.heat_map import CIVIDIS, HeatMap, heat_map
 from largebatch.report.held_out_charts import held_out_charts
 from largebatch.report.markup import Markup, element, join, plot_text
+from largebatch.report.noise_charts import noise_charts
 from largebatch.report.page import command_block, document, fact_list, figure, legend, section, write_page
 from largebatch.report.run_folder import RunFolder
 from largebatch.report.tables import table
@@ -33,7 +34,8 @@ def write_report(run_folder: Path, out: Path | None = None) -> Path:
 def render(run: RunFolder) -> str:
     """Return the page as HTML text."""
     held_out, training, ratios = held_out_charts(run), training_charts(run), heat_map(run)
-    charts = [*held_out, *training]
+    noise = noise_charts(run)
+    charts = [*held_out, *training, *noise]
     name = str(run.record.get("recipe_name") or run.record.get("recipe") or "run")
     fine_tuned = FineTuned.read(run)
     sections = [
@@ -52,6 +54,13 @@ def render(run: RunFolder) -> str:
             "What each optimizer step saw and did."
             + (" A dotted line marks where a stage begins." if len(run.stages) > 1 else ""),
             _charts(training),
+        ),
+        section(
+            "gradient-noise",
+            "How noisy its gradients were",
+            "Measured from the microbatches of each step. Well below the noise scale a larger batch takes fewer steps "
+            "for nearly no more samples; well above it, more samples for nearly as many steps.",
+            _charts(noise),
         ),
         section(
             "trust-ratios",

@@ -41,7 +41,8 @@ class Parts(Dataset[LoadedMicrobatch]):
     def __getitem__(self, number: int) -> LoadedMicrobatch:
         """Return a part, collated."""
         part = self._parts[number]
-        return LoadedMicrobatch(part.first, self._task.collate(read(self._dataset, part.samples)), part.counted)
+        batch = self._task.collate(read(self._dataset, part.samples))
+        return LoadedMicrobatch(part.first, batch, len(part.samples) if part.counted else 0)
 
 
 class HeldOut:

@@ -18,7 +18,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from enum import Enum
 from functools import partial
@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from largebatch import counter_random
 from largebatch.errors import InputError
 from largebatch.train import checkpoint
 from largebatch.train.agent import AgentLost, agents_of, find_agent, is_lost
@@ -38,22 +37,22 @@ from largebatch.train.data_order import DataOrder, check_batch
 from largebatch.train.distributed import SaidByFirstRank, World
 from largebatch.train.finite import Diverged, first_bad_tensor
 from largebatch.train.folder_lock import claimed
+from largebatch.train.gradient_noise import GradientNoise
 from largebatch.train.held_out import HeldOut
 from largebatch.train.microbatch import Memory, activation_budget, check_multiple, largest_microbatch, measure
 from largebatch.train.observers import Observer
 from largebatch.train.parallel import SharedModel, check_sharding, recompute_activations_
+from largebatch.train.passes import Passes
 from largebatch.train.precision import chosen_precision
 from largebatch.train.ratios import adapted_ratios
 from largebatch.train.recorder import Recorder
 from largebatch.train.run import Run, Stage
 from largebatch.train.run_record import Origin, write_run_record
 from largebatch.train.step_data import LoadedMicrobatch, MicrobatchDataset, longest_first, moved, read, steps_from
-from largebatch.train.step_statistics import fold_step_statistics, left_out
+from largebatch.train.step_statistics import fold_step_statistics
 from largebatch.train.stop import StopWish, listen
 from largebatch.train.task import Task, TaskDataset, check_targets
 from largebatch.train.utilisation import Utilisation
-
-_DROPOUT = 2  # the stream number of the seeds drawn here
 
 STOPPED_FILE = "stopped.json"
 """Lies in the run's folder from a stop that was asked for until the run goes on."""
@@ -93,6 +92,8 @@ class Training:
             self.model.compile()
         self.progress = Progress()
         self._agent, self._agent_lost = find_agent(), False
+        self._noise = GradientNoise(self.model, world, run.gradient_noise)
+        self._passes = Passes(self.task, self._shared, world, self.autocast, run.seed, self._noise)
         self._held_out = HeldOut(self.task, run.seed, world, self.autocast, run.workers)
         self._utilisation = Utilisation(self.task)
         self._checkpoints = CheckpointWriter(folder, run.keep_checkpoints, world)
@@ -197,12 +198,15 @@ class Training:
         dataset, order = self.stage_data(number, stage)
         microbatch = self.microbatch(stage, dataset, order)
         batches = MicrobatchDataset(self.task, dataset, order, microbatch, self.world.rank, self.world.ranks)
+        parts = -(-stage.global_batch_samples // microbatch)
+        self._noise.enter(stage.name, parts, sorts=hasattr(dataset, "lengths"))
         first = self.progress.step - begins
         source = steps_from(batches, first, stage.steps, self.run.workers)
         for step in range(first, stage.steps):
             began = time.perf_counter()
             microbatches = next(source)
-            self._shared.prime(partial(self._discarded_pass, microbatches[0]))
+            self._shared.prime(partial(self._passes.discarded, microbatches[0]))
+            self.optimizer.zero_grad(set_to_none=True)
             if not self._step(number, stage, step, microbatches, began, wish):
                 self._checkpoint()
                 self._checkpoints.finish()
@@ -290,13 +294,16 @@ class Training:
             return False
         targets = dict(zip(weights, told[5:], strict=True))
         check_targets(targets, self.progress.step)
-        local = self._accumulate(number, step, microbatches, targets)
-        sums = dict(zip(weights, self.world.sum(local), strict=True))
+        by_layer = (self.progress.step + 1) % self.run.layers_every_steps == 0
+        local = self._passes.accumulate(number, step, microbatches, targets, noise_by_layer=by_layer)
+        summed = self.world.sum(local)
+        sums = dict(zip(weights, summed, strict=False))
         losses = {term: sums[term] / targets[term] if targets[term] else 0.0 for term in weights}
         loss = sum(weights[term] * losses[term] for term in weights)
         grad_norm = float(self.optimizer.grad_norm())
         lr = stage.lr(step)
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        noise = self._noise.estimate(summed[len(weights) :], stage.global_batch_samples, grad_norm) if finite else None
         fold_step_statistics(self.model, self.world, finite=finite)
         if finite:
             for group in self.optimizer.param_groups:
@@ -325,46 +332,16 @@ class Training:
             seconds=seconds,
             samples_per_second=stage.global_batch_samples / seconds,
             **self._utilisation.fields(flops, seconds),
+            **(noise.whole_fields() if noise else {}),
             skipped=int(not finite),
         )
         if not finite:
             self._skipped(stage, losses)
-        elif self.progress.step % self.run.layers_every_steps == 0:
-            self._record("layers", step=self.progress.step, ratios=adapted_ratios(self.optimizer))
+        elif by_layer:
+            of_layers = noise.layer_fields() if noise else {}
+            self._record("layers", step=self.progress.step, ratios=adapted_ratios(self.optimizer), **of_layers)
         self.optimizer.zero_grad(set_to_none=True)
         return True
-
-    def _accumulate(
-        self, number: int, step: int, microbatches: Sequence[LoadedMicrobatch], targets: Mapping[str, float]
-    ) -> list[float]:
-        """Back-propagate all microbatches of this rank and return its sums S_k."""
-        weights = self.task.weights
-        scales = {term: self.world.ranks * weights[term] / targets[term] if targets[term] else 0.0 for term in weights}
-        totals = torch.zeros(len(weights), dtype=torch.float64, device=self.world.device)
-        self.model.train()
-        for position, micro in enumerate(microbatches):
-            self._seed(number, step, micro.first_position)
-            last = position + 1 == len(microbatches)
-            with self._shared.exchanging(last):
-                with self.autocast, nullcontext() if micro.counted else left_out(self.model):
-                    sums = self.task.loss(self._shared.runs, moved(micro.batch, self.world.device))
-                terms = [sums[term] * (scales[term] if micro.counted else 0.0) for term in weights]
-                torch.stack(terms).sum().backward()
-            if micro.counted:
-                totals += torch.stack([sums[term].detach().double() for term in weights])
-        return totals.tolist()
-
-    def _discarded_pass(self, micro: LoadedMicrobatch, model: nn.Module) -> None:
-        with self.autocast:
-            sums = self.task.loss(model, moved(micro.batch, self.world.device))
-        torch.stack(list(sums.values())).sum().backward()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _seed(self, stage: int, step: int, first_position: int) -> None:
-        seed = counter_random.key(self.run.seed, _DROPOUT, stage, step, first_position) >> 1
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device, for a millisecond
-        if self.world.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
 
     def _skipped(self, stage: Stage, losses: Mapping[str, float]) -> None:
         tensor = first_bad_tensor(self.model, losses)

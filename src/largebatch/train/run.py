@@ -22,7 +22,8 @@ OptimizerT = TypeVar("OptimizerT")
 Sharding = Literal["ddp", "fsdp", "hsdp"]
 Compression = Literal["none", "bf16"]
 
-CHANGEABLE_AT_RESUME = ("microbatch", "workers", "device", "sharding", "shard_ranks", "recompute", "task.corrupt")
+CHANGEABLE_AT_RESUME = ("microbatch", "workers", "device", "sharding", "shard_ranks", "recompute")
+CHANGEABLE_AT_RESUME += ("gradient_noise", "task.corrupt")
 """Fields of a run that do not change what is computed, only where, in which portions, and what ends the run."""
 
 _MOST_SAMPLES, _MOST_STEPS = 2**27, 2**40
@@ -113,7 +114,9 @@ class Run(Generic[TaskT, OptimizerT]):
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
     layers_every_steps: int = 10
-    """Optimizer steps between records of every layer's trust ratio."""
+    """Optimizer steps between records of every layer's trust ratio and gradient noise."""
+    gradient_noise: Literal["auto", "on", "off"] = "auto"
+    """Measure the gradient's noise from the microbatches of a step; auto does where a step has several."""
     stop_after_skipped_steps: int = 5
     """Stop after this many steps in a row whose loss or gradient was not finite."""
 

@@ -22,13 +22,19 @@ from largebatch.train.task import Batch, SampleId, Task, TaskDataset
 class LoadedMicrobatch:
     """One microbatch, collated, on the CPU.
 
-    A rank whose share is empty gets the step's first sample with ``counted`` False: it takes part in the exchange of
+    A rank whose share is empty gets the step's first sample with ``samples`` 0: it takes part in the exchange of
     gradients with a weight of zero.
     """
 
     first_position: int
     batch: Batch
-    counted: bool
+    samples: int
+    """How many of its samples count, all or none."""
+
+    @property
+    def counted(self) -> bool:
+        """Whether it counts."""
+        return self.samples > 0
 
 
 def read(dataset: TaskDataset, samples: list[SampleId]) -> list[Any]:
@@ -72,7 +78,7 @@ class MicrobatchDataset(Dataset[LoadedMicrobatch]):
         microbatch = self._of_step[number]
         samples = list(microbatch.samples) or self._order.first_samples(step, 1)
         batch = self._task.collate(read(self._dataset, samples))
-        return LoadedMicrobatch(microbatch.first_position, batch, bool(microbatch.samples))
+        return LoadedMicrobatch(microbatch.first_position, batch, len(microbatch.samples))
 
 
 @dataclass(frozen=True)

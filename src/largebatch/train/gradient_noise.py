@@ -1,0 +1,185 @@
+"""The squared gradient norms of a step's microbatches, layer by layer, taken on the way: see `largebatch.noise_scale`.
+
+A microbatch's gradient exists for a moment, before autograd adds it to those before it. A hook on each parameter is
+shown it there, while it lies in the cache; nothing is kept of it but a number, and no pass is added. The step's own
+gradient is measured where it lies when all is added up and exchanged. What ranks have gathered is completed in the
+exchange of losses that the step makes anyway.
+
+With FSDP2 autograd never sees the parameters in shards but those that were gathered for the pass: these are found when
+a block first runs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.errors import InputError
+from largebatch.noise_scale import NoiseEstimate, from_parts
+from largebatch.optim.kernels.pieces import squares
+from largebatch.optim.shards import is_sharded, local
+from largebatch.train.distributed import World
+
+NoiseWish = Literal["auto", "on", "off"]
+
+_HELD_ELEMENTS = 1 << 18
+"""Gradients are measured together until they have so many elements, 1 MiB of float32: one call for many small ones."""
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """What a step says of its gradient's noise."""
+
+    whole: NoiseEstimate
+    layers: dict[str, NoiseEstimate]
+    """By parameter; empty where it was not asked for."""
+
+    def whole_fields(self) -> dict[str, float]:
+        """Return what a "train" line has of it."""
+        return {"gradient_square": self.whole.gradient_square, "covariance_trace": self.whole.covariance_trace}
+
+    def layer_fields(self) -> dict[str, dict[str, float]]:
+        """Return what a "layers" line has of it."""
+        return {
+            "gradient_squares": {name: one.gradient_square for name, one in self.layers.items()},
+            "covariance_traces": {name: one.covariance_trace for name, one in self.layers.items()},
+        }
+
+
+class GradientNoise:
+    """One rank's part of the measurement."""
+
+    def __init__(self, model: nn.Module, world: World, wish: NoiseWish) -> None:
+        """Take the model, cut into parts already where it is shared by parts, and before its first pass."""
+        self._world, self._wish = world, wish
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._rows = {name: row for row, name in enumerate(self._parameters)}
+        self._hooked = set[str]()
+        self._held: list[tuple[int, Tensor]] = []
+        self._held_elements = 0
+        self._squares = torch.zeros(len(self._rows), dtype=torch.float64, device=world.device)
+        self._squared_sizes = 0.0
+        self._measures = self._watches = self._by_layer = False
+        if wish != "off":
+            self._hook(model, "")
+            for name, module in model.named_modules():
+                if hasattr(module, "set_requires_gradient_sync"):  # FSDP2's
+                    module.register_forward_pre_hook(lambda found, _, path=name: self._hook(found, path))
+
+    def enter(self, stage: str, parts: int, *, sorts: bool) -> None:
+        """Begin a stage.
+
+        Args:
+            stage: its name.
+            parts: microbatches of a step, over all ranks.
+            sorts: whether they are cut from samples in order of their lengths: such parts are no random draws.
+
+        Raises:
+            InputError: the noise is wanted and cannot be measured.
+        """
+        self._measures = self._wish != "off" and parts > 1 and not sorts
+        if self._wish != "on" or self._measures:
+            return
+        if sorts:
+            raise InputError(
+                f"gradient_noise is on, but stage {stage} puts samples of like lengths into one microbatch, which are "
+                "no random draws: allowed is auto or off"
+            )
+        raise InputError(
+            f"gradient_noise is on, but a step of stage {stage} is one microbatch, which has nothing to be compared "
+            "with: give a --microbatch of half the batch or less"
+        )
+
+    def begin(self, *, by_layer: bool) -> None:
+        """Forget the step before; the next one is to be told layer by layer, or as a whole only."""
+        self._squares.zero_()
+        self._squared_sizes, self._by_layer = 0.0, by_layer
+
+    @contextmanager
+    def watching(self, samples: int) -> Iterator[None]:
+        """Take the gradients of a microbatch of so many samples."""
+        if not self._measures or not samples:
+            yield
+            return
+        self._watches = True
+        try:
+            yield
+        finally:
+            self._watches = False
+        self._flush()
+        self._squared_sizes += samples**2
+
+    def gathered(self) -> Tensor:
+        """Return this rank's part, to be summed over ranks and given to `estimate`; float64, empty if not measured."""
+        if not self._measures:
+            return self._squares[:0]
+        parts = self._squares / self._world.ranks**2  # the loss is multiplied by the ranks, over which DDP averages
+        sizes = torch.tensor([self._squared_sizes], dtype=torch.float64, device=parts.device)
+        if self._by_layer:
+            return torch.cat([sizes, parts, self._step_squares()])
+        return torch.cat([sizes, parts.sum().view(1)])
+
+    def estimate(self, gathered: list[float], samples: int, grad_norm: float) -> StepNoise | None:
+        """Return what all ranks' parts say; None if nothing is measured.
+
+        Args:
+            gathered: the sums over ranks.
+            samples: of the step.
+            grad_norm: of the whole gradient.
+        """
+        if not self._measures:
+            return None
+        sizes, *rest = gathered
+        if not self._by_layer:
+            return StepNoise(from_parts(samples, sizes, rest[0], grad_norm**2), {})
+        count = len(self._rows)
+        each = zip(rest[:count], rest[count:], strict=True)
+        layers = {name: from_parts(samples, sizes, *both) for name, both in zip(self._rows, each, strict=True)}
+        return StepNoise(from_parts(samples, sizes, sum(rest[:count]), grad_norm**2), layers)
+
+    def _step_squares(self) -> Tensor:
+        """Return the squared norm of each layer's gradient, of which ranks with the same have a share each."""
+        found = torch.zeros_like(self._squares)
+        for name, p in self._parameters.items():
+            if p.grad is not None and (here := local(p.grad)).numel():
+                found[self._rows[name]] = squares([here])[0] / self._copies(p.grad)
+        return found
+
+    def _copies(self, gradient: Any) -> int:
+        if not is_sharded(gradient):
+            return self._world.ranks
+        whole_on = [placement.is_replicate() for placement in gradient.placements]
+        copies = 1
+        for dimension, same in enumerate(whole_on):
+            copies *= gradient.device_mesh.size(dimension) if same else 1
+        return copies
+
+    def _hook(self, module: nn.Module, path: str) -> None:
+        """Watch the parameters of a module that lie here whole."""
+        for below, child in module.named_modules():
+            for own, p in child.named_parameters(recurse=False):
+                name = ".".join(part for part in (path, below, own) if part)
+                if name in self._rows and name not in self._hooked and not is_sharded(p):
+                    self._hooked.add(name)
+                    p.register_hook(lambda gradient, row=self._rows[name]: self._take(row, gradient))
+
+    def _take(self, row: int, gradient: Tensor) -> None:
+        if not self._watches:
+            return
+        if self._held and self._held[0][1].dtype != gradient.dtype:
+            self._flush()
+        # Detached, it shares the memory and does not keep autograd from making it the parameter's gradient as it is.
+        self._held.append((row, gradient.detach()))
+        self._held_elements += gradient.numel()
+        if self._held_elements >= _HELD_ELEMENTS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            rows, gradients = zip(*self._held, strict=True)
+            where = torch.tensor(rows, device=self._squares.device)
+            self._squares.index_add_(0, where, squares(list(gradients)))
+        self._held, self._held_elements = [], 0
