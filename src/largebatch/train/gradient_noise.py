@@ -9,13 +9,14 @@ With FSDP2 autograd never sees the parameters in shards but those that were gath
 a block first runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from largebatch.errors import InputError
 from largebatch.noise_scale import NoiseEstimate, from_parts
@@ -25,8 +26,11 @@ from largebatch.train.distributed import World
 
 NoiseWish = Literal["auto", "on", "off"]
 
-_HELD_ELEMENTS = 1 << 18
-"""Gradients are measured together until they have so many elements, 1 MiB of float32: one call for many small ones."""
+_SMALL_ELEMENTS = 1 << 14
+"""Gradients of up to so many elements are kept until the microbatch is through, and measured in one call: on a CPU a
+call of Python's for each, in the middle of autograd, is most of what small ones cost."""
+_PIECE_ELEMENTS = 1 << 18
+"""Dot products in float32 of so many elements are good to 1e-6 on a CPU; of 2e7 they are off by 1e-3."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,15 @@ class GradientNoise:
         self._world, self._wish = world, wish
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._rows = {name: row for row, name in enumerate(self._parameters)}
-        self._hooked = set[str]()
-        self._held: list[tuple[int, Tensor]] = []
-        self._held_elements = 0
-        self._squares = torch.zeros(len(self._rows), dtype=torch.float64, device=world.device)
+        self._model = model
+        self._hooks: dict[str, RemovableHandle] = {}
+        self._held = [list[Tensor]() for _ in self._rows]
+        self._norms, self._sums = _Found(), _Found()
         self._squared_sizes = 0.0
         self._measures = self._watches = self._by_layer = False
-        if wish != "off":
-            self._hook(model, "")
-            for name, module in model.named_modules():
-                if hasattr(module, "set_requires_gradient_sync"):  # FSDP2's
-                    module.register_forward_pre_hook(lambda found, _, path=name: self._hook(found, path))
+        for name, module in model.named_modules() if wish != "off" else ():
+            if hasattr(module, "set_requires_gradient_sync"):  # FSDP2's
+                module.register_forward_pre_hook(lambda found, _, path=name: self._hook(found, path))
 
     def enter(self, stage: str, parts: int, *, sorts: bool) -> None:
         """Begin a stage.
@@ -81,6 +83,12 @@ class GradientNoise:
             InputError: the noise is wanted and cannot be measured.
         """
         self._measures = self._wish != "off" and parts > 1 and not sorts
+        if self._measures:
+            self._hook(self._model, "")
+        else:
+            for handle in self._hooks.values():
+                handle.remove()
+            self._hooks.clear()
         if self._wish != "on" or self._measures:
             return
         if sorts:
@@ -95,8 +103,10 @@ class GradientNoise:
 
     def begin(self, *, by_layer: bool) -> None:
         """Forget the step before; the next one is to be told layer by layer, or as a whole only."""
-        self._squares.zero_()
+        self._norms, self._sums = _Found(), _Found()
         self._squared_sizes, self._by_layer = 0.0, by_layer
+        for held in self._held:
+            held.clear()  # of passes that were not watched
 
     @contextmanager
     def watching(self, samples: int) -> Iterator[None]:
@@ -109,14 +119,19 @@ class GradientNoise:
             yield
         finally:
             self._watches = False
-        self._flush()
+        small = [row for row, held in enumerate(self._held) if held]
+        if small:
+            self._norms.add(small, torch._foreach_norm([self._held[row].pop() for row in small]))
         self._squared_sizes += samples**2
 
     def gathered(self) -> Tensor:
         """Return this rank's part, to be summed over ranks and given to `estimate`; float64, empty if not measured."""
         if not self._measures:
-            return self._squares[:0]
-        parts = self._squares / self._world.ranks**2  # the loss is multiplied by the ranks, over which DDP averages
+            return torch.zeros(0, dtype=torch.float64, device=self._world.device)
+        parts = self._zeros()
+        self._norms.add_to(parts, 2)
+        self._sums.add_to(parts, 1)
+        parts /= self._world.ranks**2  # the loss is multiplied by the ranks, over which DDP averages
         sizes = torch.tensor([self._squared_sizes], dtype=torch.float64, device=parts.device)
         if self._by_layer:
             return torch.cat([sizes, parts, self._step_squares()])
@@ -142,7 +157,7 @@ class GradientNoise:
 
     def _step_squares(self) -> Tensor:
         """Return the squared norm of each layer's gradient, of which ranks with the same have a share each."""
-        found = torch.zeros_like(self._squares)
+        found = self._zeros()
         for name, p in self._parameters.items():
             if p.grad is not None and (here := local(p.grad)).numel():
                 found[self._rows[name]] = squares([here])[0] / self._copies(p.grad)
@@ -157,29 +172,51 @@ class GradientNoise:
             copies *= gradient.device_mesh.size(dimension) if same else 1
         return copies
 
+    def _zeros(self) -> Tensor:
+        return torch.zeros(len(self._rows), dtype=torch.float64, device=self._world.device)
+
     def _hook(self, module: nn.Module, path: str) -> None:
-        """Watch the parameters of a module that lie here whole."""
-        for below, child in module.named_modules():
+        """Watch the parameters of a module that lie here whole, where the stage is measured."""
+        for below, child in module.named_modules() if self._measures else ():
             for own, p in child.named_parameters(recurse=False):
                 name = ".".join(part for part in (path, below, own) if part)
-                if name in self._rows and name not in self._hooked and not is_sharded(p):
-                    self._hooked.add(name)
-                    p.register_hook(lambda gradient, row=self._rows[name]: self._take(row, gradient))
+                if name not in self._rows or name in self._hooks or is_sharded(p):
+                    continue
+                row = self._rows[name]
+                if p.numel() <= _SMALL_ELEMENTS:
+                    self._hooks[name] = p.register_hook(self._held[row].append)
+                else:
+                    self._hooks[name] = p.register_hook(lambda gradient, row=row: self._take(row, gradient))
 
     def _take(self, row: int, gradient: Tensor) -> None:
-        if not self._watches:
-            return
-        if self._held and self._held[0][1].dtype != gradient.dtype:
-            self._flush()
-        # Detached, it shares the memory and does not keep autograd from making it the parameter's gradient as it is.
-        self._held.append((row, gradient.detach()))
-        self._held_elements += gradient.numel()
-        if self._held_elements >= _HELD_ELEMENTS:
-            self._flush()
+        if self._watches:
+            pieces = _squares(gradient)
+            self._sums.add([row] * len(pieces), pieces)
 
-    def _flush(self) -> None:
-        if self._held:
-            rows, gradients = zip(*self._held, strict=True)
-            where = torch.tensor(rows, device=self._squares.device)
-            self._squares.index_add_(0, where, squares(list(gradients)))
-        self._held, self._held_elements = [], 0
+
+class _Found:
+    """Numbers of layers, 0-dim on the device, and whose they are."""
+
+    def __init__(self) -> None:
+        self._rows: list[int] = []
+        self._values: list[Tensor] = []
+
+    def add(self, rows: Sequence[int], values: Sequence[Tensor]) -> None:
+        """Take some in."""
+        self._rows += rows
+        self._values += values
+
+    def add_to(self, totals: Tensor, power: int) -> None:
+        """Add this power of each to the total of its layer, float64."""
+        if self._rows:
+            values = torch.stack(self._values).to(totals.dtype).pow(power)
+            totals.index_add_(0, torch.tensor(self._rows, device=totals.device), values)
+
+
+def _squares(a: Tensor) -> list[Tensor]:
+    """Return the sums of squares of pieces of a gradient, 0-dim."""
+    if a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64):
+        flat = a.permute(sorted(range(a.ndim), key=a.stride, reverse=True))  # as it lies in memory
+        if flat.is_contiguous():
+            return [torch.dot(piece, piece) for piece in flat.view(-1).split(_PIECE_ELEMENTS)]
+    return [torch.linalg.vector_norm(a, dtype=torch.promote_types(a.dtype, torch.float32)).square()]
