@@ -9,6 +9,7 @@ import pytest
 
 import cifar_study
 import collect
+import convergence_study
 import gpt_study
 import image_study
 import rate_study
@@ -192,3 +193,13 @@ def test_the_markdown_of_a_study_is_made_of_its_ledger(folder: Path, tmp_path: P
     (tmp_path / "trials.jsonl").write_text("\n".join([*before, changed]) + "\n", encoding="utf-8")
     write_report(tmp_path)
     assert (tmp_path / "report.md").read_text(encoding="utf-8") != committed
+
+
+def test_the_tables_and_the_figure_of_the_theorems_are_those_of_what_was_measured() -> None:
+    folder = ROOT / "reports" / "convergence"
+    found = json.loads((folder / "laboratory.json").read_text(encoding="utf-8"))
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert convergence_study.with_tables(page, found) == page
+    assert convergence_study.figure(found["regimes"]) == (folder / "regimes.svg").read_text(encoding="utf-8")
+    found["rules"]["sgd"]["slopes"][0]["slope"] -= 0.1
+    assert convergence_study.with_tables(page, found) != page

@@ -34,6 +34,7 @@ ALLOWED: dict[str, list[str]] = {
     "train": [*PURE, "aside", "stage_view", "optim", "optim.kernels"],
     "report": [*PURE, "aside", "train"],
     "study": ["errors", "aside", "report", "train"],
+    "advise": [*PURE, "train"],
     "classification": ["errors", "stage_view"],
     "study_trial": ["errors", "recipes", "report", "study", "train"],
     "study_display": ["report", "study"],
