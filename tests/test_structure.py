@@ -13,6 +13,7 @@ PACKAGE = ROOT / "src" / "largebatch"
 
 # From the bottom up. A part may import the parts named with it, itself, and nothing else of the package.
 PURE = ["counter_random", "errors", "batch", "scaling", "schedules", "plans", "plan_text", "noise_scale"]
+PURE += ["samples_to_target"]
 ALLOWED: dict[str, list[str]] = {
     "errors": [],
     "aside": [],
@@ -24,6 +25,7 @@ ALLOWED: dict[str, list[str]] = {
     "scaling": ["batch"],
     "plans": ["batch", "scaling", "schedules"],
     "noise_scale": [],
+    "samples_to_target": ["errors"],
     "plan_text": ["plans", "scaling"],
     "optim.kernels": [],
     "optim": ["optim.kernels"],
@@ -33,8 +35,9 @@ ALLOWED: dict[str, list[str]] = {
     "vision": ["counter_random", "errors", "stage_view", "networks"],
     "train": [*PURE, "aside", "stage_view", "optim", "optim.kernels"],
     "report": [*PURE, "aside", "train"],
-    "study": ["errors", "aside", "report", "train"],
-    "advise": [*PURE, "train"],
+    "study": ["errors", "aside", "report", "train", "samples_to_target"],
+    "advise": [*PURE, "aside", "train", "report"],
+    "advise_verb": [*PURE, "aside", "command_line", "advise", "recipes", "report", "train", "whole_way"],
     "classification": ["errors", "stage_view"],
     "study_trial": ["errors", "recipes", "report", "study", "train"],
     "study_display": ["report", "study"],
@@ -46,13 +49,13 @@ ALLOWED: dict[str, list[str]] = {
     "recipes": [*PURE, "optim", "text", "bert", "gpt", "vision", "train", "report", "study", "command_line"],
     "cli": [
         *(*PURE, "text", "train", "report", "study", "recipes"),
-        *("command_line", "prepare_display", "predict", "whole_way", "study_verb"),
+        *("command_line", "prepare_display", "predict", "whole_way", "study_verb", "advise_verb"),
     ],
     "__main__": ["cli"],
     "__init__": ["optim"],
 }
 NO_TORCH = ["errors", "aside", "counter_random", "batch", "schedules", "scaling", "plans", "plan_text"]
-NO_TORCH += ["noise_scale"]
+NO_TORCH += ["noise_scale", "samples_to_target"]
 
 
 def part_of(module: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: prepare, join, train, predict, scale, report, recipes.
+"""The command line: prepare, join, train, predict, study, advise, scale, report, recipes.
 
 Exit codes: 0 done; 1 a run that diverged; 2 the user's error or the machine's refusal, in one line; 75 stopped by
 SIGTERM or SIGINT after a checkpoint was written, so that the same command with ``--resume`` goes on; 130 interrupted.
@@ -28,13 +28,14 @@ usage: largebatch VERB ...
   train RECIPE [--out FOLDER] ...       run a recipe; --resume goes on, --dry-run only counts; many ranks by torchrun
   predict MODEL ...                     answer SQuAD's questions, or one, with a fine-tuned model
   study NAME [--out FOLDER] ...         compare methods: tuned alike, over seeds, with what they support
+  advise RUN ...                        how far a run's batch can grow: from a checkpoint, branches at larger ones
   scale MODEL [--batch N]               learning rate, warm-up and steps for a batch, with their sources
   report FOLDER                         write the page of a run or a study
   recipes                               list the recipes and studies
 
 The options of each are listed by: largebatch prepare --help, largebatch train RECIPE --help,
-largebatch predict MODEL --help, largebatch study NAME --help, largebatch scale MODEL --help,
-largebatch report FOLDER --help."""
+largebatch predict MODEL --help, largebatch study NAME --help, largebatch advise RUN --help,
+largebatch scale MODEL --help, largebatch report FOLDER --help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +286,13 @@ def _study(arguments: Sequence[str]) -> int:
     return study_verb(name, options, words, " ".join(["largebatch study", *arguments]))
 
 
+def _advise(arguments: Sequence[str]) -> int:
+    folder, rest = _subject(arguments, "advise", "the folder of a run")
+    from largebatch.advise_verb import ADVISE_HELP, AdviseOptions, advise_verb
+
+    return advise_verb(folder, parse(AdviseOptions, rest, "advise RUN", description=ADVISE_HELP))
+
+
 def _scale(arguments: Sequence[str]) -> int:
     from largebatch import plans
     from largebatch.plan_text import plan_lines
@@ -353,5 +361,6 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "scale": _scale,
     "report": _report,
     "study": _study,
+    "advise": _advise,
     "recipes": _recipes,
 }

@@ -9,9 +9,9 @@ import pytest
 from made_study import made_study, made_trial, made_trials, score_of
 
 from largebatch.errors import InputError
+from largebatch.samples_to_target import Growth
 from largebatch.study.findings import Findings, find, told_point
 from largebatch.study.plan import Arm, Carried, Job, Study
-from largebatch.study.samples_to_target import Growth
 from largebatch.study.space import Point
 
 REPETITIONS = 1000

@@ -10,10 +10,10 @@ import numpy as np
 from largebatch.report.charts import Table
 from largebatch.report.markup import plot_text
 from largebatch.report.wording import count, percent, significant
+from largebatch.samples_to_target import Growth
 from largebatch.study.findings import ArmResult, Findings
 from largebatch.study.ledger import Trial
 from largebatch.study.plan import Study
-from largebatch.study.samples_to_target import Growth
 from largebatch.study.space import Interval, Search, Value, shown
 
 _COLOURS = ("blue", "orange", "green", "purple", "grey")

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from largebatch.errors import InputError
+from largebatch.samples_to_target import Growth, fit_growth, samples_to_target
 from largebatch.study.evidence import Comparison, Scores, compare, holm
 from largebatch.study.ledger import Trial, ends
 from largebatch.study.plan import Arm, Carried, Ended, Job, State, Study
-from largebatch.study.samples_to_target import Growth, fit_growth, samples_to_target
 from largebatch.study.space import Point, described
 
 

@@ -99,9 +99,14 @@ def seal(folder: Path, progress: Progress, ledger_bytes: int) -> None:
     _sync_folder(folder.parent)
 
 
+def step_of(folder: Path) -> int:
+    """Return after how many steps a checkpoint was written, by its name."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def prune(run_folder: Path, keep: int) -> None:
     """Remove all checkpoints but the newest ``keep``."""
-    for old in _folders(run_folder)[keep:]:
+    for old in checkpoints(run_folder)[keep:]:
         shutil.rmtree(old)
 
 
@@ -119,34 +124,48 @@ def load_newest(
     Raises:
         InputError: if there are checkpoints and none is sound, or it belongs to another model.
     """
-    folders = _folders(run_folder)
+    folders = checkpoints(run_folder)
     for folder in folders:
         try:
             record = _check(folder)
         except InputError as damage:
             warn(str(damage))
             continue
-        tensors = training_tensors(model, optimizer)
-        with _quiet_single_process():
-            reader = dcp.FileSystemReader(folder)
-            held = reader.read_metadata().state_dict_metadata
-            differing = sorted(set(held) ^ set(tensors))
-            differing += [name for name in tensors if name in held and _shape(held[name]) != tensors[name].shape]
-            if differing:
-                raise InputError(f"{folder} is a checkpoint of another model: {differing[0]} is not the same in both")
-            dcp.load(tensors, storage_reader=reader, no_dist=True)
+        _load(folder, model, optimizer)
         return Progress(**record["progress"]), record["ledger_bytes"]
     if folders:
         raise InputError(f"every checkpoint in {run_folder / 'checkpoints'} is damaged, nothing can be resumed")
     return None
 
 
+def load_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load what one checkpoint holds in place, as `load_newest` does.
+
+    Raises:
+        InputError: it is damaged, or belongs to another model.
+    """
+    _check(folder)
+    _load(folder, model, optimizer)
+
+
+def _load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    tensors = training_tensors(model, optimizer)
+    with _quiet_single_process():
+        reader = dcp.FileSystemReader(folder)
+        held = reader.read_metadata().state_dict_metadata
+        differing = sorted(set(held) ^ set(tensors))
+        differing += [name for name in tensors if name in held and _shape(held[name]) != tensors[name].shape]
+        if differing:
+            raise InputError(f"{folder} is a checkpoint of another model: {differing[0]} is not the same in both")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+
+
 def _shape(metadata: Any) -> torch.Size | None:
     return getattr(metadata, "size", None)
 
 
-def _folders(run_folder: Path) -> list[Path]:
-    """Return the finished checkpoints, newest first."""
+def checkpoints(run_folder: Path) -> list[Path]:
+    """Return the folders of a run's finished checkpoints, newest first."""
     found = [path for path in (run_folder / "checkpoints").glob("step-*") if path.suffix != ".partial"]
     return sorted(found, reverse=True)
 

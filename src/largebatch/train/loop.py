@@ -71,6 +71,7 @@ class Training:
     def __init__(
         self, run: Run[Any, Any], folder: Path, world: World, observers: Sequence[Observer], origin: Origin
     ) -> None:
+        """Build the model and the optimizer; `Origin.start` is a checkpoint whose weights and state they begin with."""
         run = replace(run, precision=chosen_precision(run.precision, world.device))
         self.run, self.folder, self.world, self.origin = run, folder, world, origin
         self._recorder = Recorder(observers if world.first else [])
@@ -154,6 +155,8 @@ class Training:
             found = checkpoint.load_newest(self.folder, self.model, self.optimizer, self._say)
             if found is not None:
                 self.progress, ledger_bytes = found
+        if self.origin.start is not None and not self.progress.step:
+            checkpoint.load_tensors(Path(self.origin.start), self.model, self.optimizer)
         self._shared.join()
         session: dict[str, Any] = {"from_step": self.progress.step}
         if hasattr(self.optimizer, "kernels"):  # which of its ways an optimizer of ours goes
@@ -232,7 +235,8 @@ class Training:
         if stage.reset_moments:
             self.optimizer.state.clear()
             self.optimizer.init_state()
-        moments = "new" if number == 0 else "reset" if stage.reset_moments else "kept"
+        begins = number == 0 and self.origin.start is None
+        moments = "new" if begins else "reset" if stage.reset_moments else "kept"
         self._record("stage", step=self.progress.step, stage=stage.name, moments=moments)
         self.progress = replace(self.progress, prepared_stage=number)
 

@@ -35,6 +35,8 @@ class Origin:
     """What the user typed."""
     overrides: tuple[str, ...] = ()
     """The words of the command line that changed the recipe."""
+    start: str | None = None
+    """The checkpoint of another run with whose weights and optimizer state it begins."""
 
 
 def claim_folder(folder: Path, run: Run[Any, Any], resume: bool) -> None:
@@ -146,6 +148,7 @@ def write_run_record(
             "recipe": origin.recipe,
             "recipe_name": origin.recipe_name,
             "overrides": list(origin.overrides),
+            **({} if origin.start is None else {"start": origin.start}),
             "run": run.as_dict(),
             "data": fingerprint(run),
             "optimizer_name": optimizer_name,

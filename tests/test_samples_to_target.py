@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from largebatch.errors import InputError
-from largebatch.study.samples_to_target import fit_growth, samples_to_target
+from largebatch.samples_to_target import fit_growth, samples_to_target
 
 MLPERF = (
     (256, 2.55e6),

@@ -1,0 +1,150 @@
+"""`largebatch advise` on a real run: its answer, a kill on the way, and what it refuses."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from largebatch.cli import main
+from train.test_processes import environment, session
+
+pytestmark = pytest.mark.xdist_group("advise")
+
+FEW = ("--samples", "320", "--multiples", "1,2", "--orders", "2")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the digits with checkpoints on the way."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    words = ["--batch", "40", "--microbatch", "20", "--epochs", "4", "--lr", "0.005", "--precision", "fp32"]
+    words += ["--checkpoint-every-steps", "40", "--keep-checkpoints", "9"]
+    assert main(["train", "digits", *words, "--out", str(out)]) == 0
+    return out
+
+
+def advised(run: Path, out: Path, *words: str) -> list[dict[str, Any]]:
+    assert main(["advise", str(run), "--checkpoint", "40", "--out", str(out), *FEW, *words]) == 0
+    return [json.loads(line) for line in (out / "branches.jsonl").read_text().splitlines()]
+
+
+def test_it_answers_and_goes_on_after_a_kill(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = advised(run, tmp_path / "whole")
+    told = capsys.readouterr().out
+    assert "from step 40 of 144: batches 40, 80 with 2 orders of the data, 640 samples" in told
+    assert "this takes about" in told
+    assert "After step 40, batch 40, rate 0.0" in told
+    page = (tmp_path / "whole" / "advice.md").read_text()
+    assert "| 80 |" in page
+    assert "noise scale" in page
+    assert (tmp_path / "whole" / "advice.svg").read_text().endswith("</svg>\n")
+    assert [(line["order"], line["multiple"]) for line in whole] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert [len(line["losses"]) for line in whole] == [8, 12, 8, 12]
+    assert not list((tmp_path / "whole").glob("*/checkpoints")), "what only training needed is removed"
+
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "largebatch", "advise", str(run), "--checkpoint", "40", "--out", str(out), *FEW]
+    with session(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not (out / "branches.jsonl").exists():
+            assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGKILL)
+    assert 1 <= len((out / "branches.jsonl").read_text().splitlines()) < 4
+    assert advised(run, out) == whole
+
+    assert advised(run, out) == whole, "nothing is trained again"
+    assert main(["advise", str(run), "--checkpoint", "40", "--out", str(out), *FEW[:-1], "3"]) == 2
+    assert "holds branches with another orders (2, asked for is 3)" in capsys.readouterr().err
+
+
+def test_a_branch_begins_with_the_checkpoints_weights_and_moments(run: Path, tmp_path: Path) -> None:
+    """At a rate of zero the loss stays what it was; with the moments gone, the first steps would be others."""
+    lines = advised(run, tmp_path / "still", "--lr", "1e-30")
+    (losses, *_) = [line["losses"] for line in lines]
+    assert losses == pytest.approx([losses[0]] * 8, rel=1e-6)
+    record = json.loads((tmp_path / "still" / "batch-40-order-0" / "run.json").read_text())
+    assert record["start"].endswith("step-000000040")
+    ledger = (tmp_path / "still" / "batch-40-order-0" / "metrics.jsonl").read_text()
+    assert '"moments": "kept"' in ledger
+
+
+def test_a_dry_run_trains_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", str(run), "--checkpoint", "40", "--out", str(tmp_path / "dry"), *FEW, "--dry-run"]) == 0
+    assert "this takes about" in capsys.readouterr().out
+    assert not (tmp_path / "dry").exists()
+
+
+def test_minutes_decide_over_the_samples(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["advise", str(run), "--checkpoint", "40", "--dry-run", "--multiples", "1,2"]
+    assert main([*words, "--minutes", "600"]) == 0
+    first = capsys.readouterr().out
+    assert main([*words, "--minutes", "1200"]) == 0
+    second = capsys.readouterr().out
+    few, many = (int(told.partition("data, ")[2].partition(" samples")[0].replace(",", "")) for told in (first, second))
+    assert 1.9 < many / few < 2.2
+    assert main([*words, "--minutes", "0.0001"]) == 2
+    assert "eight steps of the largest batch make it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--checkpoint", "41"], "has no checkpoint after step 41: there are [40, 80, 120, 144]"),
+        (["--checkpoint", "144"], "the learning rate has come to its end"),
+        (["--multiples", "2,3"], "--multiples is '2,3', allowed are whole numbers"),
+        (["--multiples", "1"], "--multiples is '1', allowed are whole numbers"),
+        (["--orders", "0"], "orders"),
+        (["--samples", "0"], "--samples is 0"),
+        (["--samples", "9", "--minutes", "1"], "one follows from the other"),
+        (["--tolerance", "-1"], "--tolerance is -1"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(
+    run: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["advise", str(run), *words, "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 1
+
+
+def test_a_folder_that_is_no_run_and_one_of_something_else(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["advise", str(tmp_path)]) == 2
+    assert "holds no run.json" in capsys.readouterr().err
+    (tmp_path / "other").write_text("mine")
+    assert main(["advise", str(run), "--checkpoint", "40", "--out", str(tmp_path)]) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert (tmp_path / "other").read_text() == "mine"
+
+
+def test_a_recipe_that_has_changed_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = tmp_path / "run"
+    changed.mkdir()
+    record = json.loads((run / "run.json").read_text())
+    record["run"]["optimizer"]["weight_decay"] = 0.5
+    (changed / "run.json").write_text(json.dumps(record))
+    (changed / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    assert main(["advise", str(changed)]) == 2
+    assert "its recipe makes another run today, optimizer.weight_decay" in capsys.readouterr().err
+
+
+def test_a_stop_is_saved_and_gone_on_from(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    command = [sys.executable, "-m", "largebatch", "advise", str(run), "--checkpoint", "40", "--out", str(out)]
+    command += ["--samples", "3200", "--multiples", "1,2", "--orders", "1"]
+    with session(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        metrics = out / "batch-40-order-0" / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_bytes().count(b"train") < 3:
+            assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGTERM)
+        told = process.communicate(timeout=120)
+        assert process.returncode == 75, told
+        assert "stopped and saved; the same command goes on" in told[0]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len((out / "branches.jsonl").read_text().splitlines()) == 2
