@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from largebatch.advise.advice import lines, noise_at, plot, table
+from largebatch.advise.advice import growth_by_noise, lines, noise_at, plot, table
 from largebatch.advise.branches import Place, Plan, find_place, least_samples, run_branches
 from largebatch.advise.critical_batch import find
 from largebatch.aside import write_aside
@@ -124,7 +124,7 @@ def advise_verb(name: str, options: AdviseOptions) -> int:
             _say(world, f"stopped and saved; the same command goes on in {out}")
             return 0 if "WORLD_SIZE" in os.environ else _STOPPED
         found = find(branches, place.batch, plan.samples, options.tolerance)
-        answer = lines(run, place, found, noise_at(told, place), rate)
+        answer = lines(run, place, found, noise_at(told, place), rate, growth_by_noise(told, place))
         if world.first:
             text = "\n".join([f"# How far the batch of {folder.name} can grow", "", *(f"- {line}" for line in answer)])
             text += f"\n\n{table(found)}\n\n![samples to the same loss](advice.svg)\n"

@@ -69,6 +69,8 @@ class TrainOptions:
 TRAIN_HELP = """
 --out FOLDER (default: runs/RECIPE), --resume to go on from its newest checkpoint,
 --dry-run to print steps, tokens, rates, memory and expected time only;
+--batch-growth 256:0.05,512:0.2 for a first stage at batch 256 until a twentieth of its samples, at 512 until a
+fifth, and then at its own, the rate with the square root;
 after a pre-training of BERT: --squad-train FILE --squad-dev FILE to fine-tune on SQuAD, with --squad-seeds (5),
 --squad-batch (32), --squad-epochs (2), --squad-lr (3e-5), --squad-train-questions, --squad-dev-questions,
 --squad-sequence-length; before it: --source TEXT to prepare the corpus"""

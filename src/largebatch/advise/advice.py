@@ -13,11 +13,13 @@ from largebatch.noise_scale import NoiseEstimate, NoiseScale, over_steps
 from largebatch.report.run_folder import RunFolder
 from largebatch.report.wording import count, duration, plural, significant
 from largebatch.scaling import scale_adam, scale_lr
+from largebatch.train.batch_growth import Growth, with_noise, written
 from largebatch.train.run import Run
 
 MORE = 0.2
 """The share of samples more that an answer is given for."""
 _NEAR_STEPS = 50
+_STRETCHES, _LEAST_MEASURED = 10, 80
 _DEVICES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -71,8 +73,28 @@ def noise_at(folder: RunFolder, place: Place) -> NoiseScale | None:
     return over_steps(found) if len(found) >= 8 else None
 
 
+def growth_by_noise(folder: RunFolder, place: Place) -> Growth:
+    """Return a batch that grows with the noise scale of a place's stage; nothing where that is no smaller."""
+    train, stage = folder.train, place.stage
+    inside = (train.step > place.stage_begins) & (train.step <= place.stage_begins + stage.steps)
+    measured = np.flatnonzero(inside & np.isfinite(train.gradient_square) & np.isfinite(train.covariance_trace))
+    if len(measured) < _LEAST_MEASURED:
+        return ()
+    ends, scales = [], []
+    for part in np.array_split(measured, _STRETCHES):
+        mean = NoiseEstimate(float(train.gradient_square[part].mean()), float(train.covariance_trace[part].mean()))
+        ends.append(float(train.step[part[-1]] - place.stage_begins) / stage.steps)
+        scales.append(mean.scale)
+    return with_noise(place.batch, ends, scales)
+
+
 def lines(
-    run: Run[Any, Any], place: Place, found: Findings, noise: NoiseScale | None, samples_per_second: float
+    run: Run[Any, Any],
+    place: Place,
+    found: Findings,
+    noise: NoiseScale | None,
+    samples_per_second: float,
+    growth: Growth = (),
 ) -> list[str]:
     """Return the answer, a sentence a line.
 
@@ -82,6 +104,7 @@ def lines(
         found: what they showed.
         noise: its noise scale there.
         samples_per_second: of the run, with the devices that it had.
+        growth: a batch that follows the noise scale.
     """
     told = [
         f"After step {place.step:,}, batch {place.batch:,}, rate {place.lr:.3g}: "
@@ -104,6 +127,10 @@ def lines(
     if more is not None and math.isfinite(more[0]) and (whole := _whole_multiple(more[0], place.batch)) > free.batch:
         told.append(f"For batch {whole:,}: {settings(run, place, whole).sentence()}.")
     told.append(_noise_sentence(noise))
+    if growth:
+        told.append(
+            f"A batch that grows as the noise scale did: --batch-growth {written(growth)}, and then {place.batch:,}."
+        )
     told.append(_time_sentence(place, free.batch, samples_per_second))
     return told
 

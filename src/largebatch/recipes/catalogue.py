@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from largebatch.command_line import nearest, parse, parse_known
 from largebatch.errors import InputError
+from largebatch.train.batch_growth import grown, read_growth
 from largebatch.train.run import Run
 from largebatch.train.run_record import Origin
 
@@ -106,6 +107,9 @@ def build_run(name: str, arguments: Sequence[str], about: str = "") -> tuple[Run
     start, rest = parse_known(_Start, rest, verb)
     if start.init_from is not None:
         default = replace(default, task=_starting_from(default.task, start.init_from, name))
+    if start.batch_growth is not None:
+        first, *others = default.stages
+        default = replace(default, stages=(*grown(first, read_growth(start.batch_growth)), *others))
     kinds: Any = Run[type(default.task), type(default.optimizer)]  # type: ignore[misc]
     run = parse(kinds, rest, verb, description=described(recipe) + about, default=default)
     recipe_name = name if name in RECIPES else dotted.rpartition(":")[2].replace("_", "-")
@@ -115,6 +119,7 @@ def build_run(name: str, arguments: Sequence[str], about: str = "") -> tuple[Run
 @dataclass(frozen=True)
 class _Start:
     init_from: str | None = None
+    batch_growth: str | None = None
 
 
 def _starting_from(task: Any, folder: str, name: str) -> Any:

@@ -1,0 +1,115 @@
+"""A batch that grows: the same samples, one schedule over them, the rate with the square root of the batch."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from largebatch.cli import main
+from largebatch.errors import InputError
+from largebatch.schedules import Schedule
+from largebatch.train.batch_growth import Growth, grown, read_growth, with_noise, written
+from largebatch.train.ledger import read_ledger
+from largebatch.train.run import Stage
+
+STAGE = Stage(name="all", global_batch_samples=512, steps=400, peak_lr=0.02, schedule=Schedule(warmup_steps=40))
+
+
+def rates(stages: tuple[Stage, ...]) -> list[tuple[int, int, float]]:
+    """Return (samples before, batch, rate) of each step."""
+    found, samples = [], 0
+    for stage in stages:
+        for step in range(stage.steps):
+            found.append((samples, stage.global_batch_samples, stage.lr(step)))
+            samples += stage.global_batch_samples
+    return found
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule(warmup_steps=40),
+        Schedule(warmup_steps=100, shape="cosine", end_factor=0.1),
+        Schedule(warmup_steps=4, shape="step", milestone_steps=(100, 300)),
+        Schedule(warmup_steps=40, offset_steps=100, span_steps=700),
+        Schedule(shape="constant"),
+    ],
+    ids=["linear", "cosine", "steps", "part of another", "constant"],
+)
+@pytest.mark.parametrize("growth", [((64, 0.05), (128, 0.2), (256, 0.5)), ((100, 0.13),)], ids=["doubling", "odd"])
+def test_the_rate_is_the_schedules_at_the_same_samples(schedule: Schedule, growth: Growth) -> None:
+    whole = replace(STAGE, schedule=schedule)
+    found = rates(grown(whole, growth))
+    for samples, batch, rate in found:
+        wanted = whole.peak_lr * math.sqrt(batch / 512)
+        at = samples / 512
+        near = [whole.schedule.factor(min(max(round(at + shift), 0), 400), 400) for shift in (-1.5, 0, 1.5)]
+        assert min(near) - 0.01 <= rate / wanted <= max(near) + 0.01
+    assert found[-1][0] + 512 == pytest.approx(400 * 512, abs=512)
+
+
+def test_parts_have_their_shares_of_the_samples() -> None:
+    parts = grown(STAGE, ((64, 0.05), (128, 0.2), (256, 0.5)))
+    assert [part.global_batch_samples for part in parts] == [64, 128, 256, 512]
+    samples = [part.steps * part.global_batch_samples / (400 * 512) for part in parts]
+    assert samples == pytest.approx([0.05, 0.15, 0.3, 0.5], abs=1e-3)
+    assert sum(part.steps for part in parts) > 400
+    assert [part.name for part in parts] == ["all-64", "all-128", "all-256", "all-512"]
+    assert parts[-1].peak_lr == STAGE.peak_lr
+    kept = grown(replace(STAGE, reset_moments=True), ((64, 0.05),))
+    assert [part.reset_moments for part in kept] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("256", "allowed is BATCH:SHARE"),
+        ("256:0.1;512:0.2", "allowed is BATCH:SHARE"),
+        ("256:1.2.3", "allowed is BATCH:SHARE"),
+        ("512:0.1", "the batches"),
+        ("256:0.1,128:0.2", "the batches"),
+        ("0:0.1", "the batches"),
+        ("128:0.2,256:0.1", "the shares"),
+        ("128:1.0", "the shares"),
+        ("128:0.0001,256:0.5", "leaves no step"),
+    ],
+)
+def test_what_does_not_grow_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        grown(STAGE, read_growth(text))
+
+
+def test_it_is_read_as_it_was_written() -> None:
+    growth = ((64, 0.05), (128, 0.2))
+    assert read_growth(written(growth)) == growth
+
+
+def test_it_follows_a_noise_scale() -> None:
+    ends = [0.25, 0.5, 0.75, 1.0]
+    assert with_noise(512, ends, [30, 100, 300, 900]) == ((32, 0.25), (128, 0.5))
+    assert with_noise(512, ends, [100, 60, 70, 80]) == ((128, 0.75),), "a batch does not shrink again"
+    assert with_noise(512, ends, [1000, 10, 10, 10]) == ()
+    assert with_noise(512, ends, [math.inf] * 4) == ()
+    assert with_noise(500, ends, [1, 1, 1, 1]) == ((125, 0.75),), "halves that are whole"
+
+
+def lines(out: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_ledger(out / "metrics.jsonl") if line["kind"] == kind]
+
+
+def test_a_run_grows_its_batch_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["train", "digits", "--batch", "400", "--epochs", "6", "--batch-growth", "50:0.2,200:0.5"]
+    assert main([*words, "--out", str(out)]) == 0
+    sizes = [line["samples"] for line in lines(out, "train")]
+    steps = [b - a for a, b in zip([0, *sizes[:-1]], sizes, strict=True)]
+    assert sorted(set(steps)) == [50, 200, 400]
+    assert steps == sorted(steps)
+    assert [line["moments"] for line in lines(out, "stage")] == ["new", "kept", "kept"]
+    capsys.readouterr()
+    assert main(["train", "digits", "--batch", "400", "--epochs", "6", "--out", str(out), "--resume"]) == 2
+    assert "cannot go on with another stages" in capsys.readouterr().err
+    assert main([*words[:-1], "500:0.2", "--out", str(tmp_path / "other")]) == 2
+    assert "batch_growth has the batches [500]" in capsys.readouterr().err
