@@ -64,7 +64,7 @@ def test_the_batch_with_a_fifth_more_samples_follows_from_it() -> None:
     assert more is not None
     assert more[0] == pytest.approx(1.2 * BATCH + 0.2 * CRITICAL, rel=0.05)
     assert told.growth is not None
-    assert told.growth.left_out == 2, "at eight times the batch the loss is not reached"
+    assert told.growth.left_out == 1, "at eight times the batch the loss is not reached"
     excess = {one.multiple: one.excess for one in told.tried}
     assert excess[2] == pytest.approx((1 + 2 / 8) / (1 + 1 / 8) - 1, abs=0.01)
     assert excess[4] == pytest.approx((1 + 4 / 8) / (1 + 1 / 8) - 1, abs=0.01)

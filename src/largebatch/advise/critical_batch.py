@@ -1,18 +1,20 @@
 """How far the batch can grow from one place of a training: what branches at larger batches have shown.
 
 From a checkpoint, training branches: at k times the batch B, with the rate sqrt(k) eta, on so many samples as the
-branch at k = 1 has, and half as many more. With every order of the data all branches are run; an order's own branch at
-k = 1 says which held-out loss is to be reached, its loss after D samples. Then
+branch at k = 1 has, and half as many more, with several orders of the data. Losses are held-out ones, the mean over
+orders; that at k = 1 after D samples is to be reached. Then
 
-    gap(k)    = loss of branch k after D samples, less the least of the smaller batches, mean over orders
-    excess(k) = samples that branch k takes to that loss, over D, less 1
+    gap(k)    = loss of branch k after D samples, less the least of the smaller batches
+    excess(k) = samples that branch k takes to the loss to be reached, over D, less 1
 
 The batch grows **at no cost** up to the largest k such that it and all smaller ones have a gap within the tolerance,
-0.01 as in arXiv 2505.23971. Samples to the loss follow E(B) = E_min (1 + B / B_crit), arXiv 1812.06162, which is fitted
-to all branches; E(B) = (1 + s) E(B_0) gives the batch that takes a share s more samples than now.
+0.01 as in arXiv 2505.23971. Samples to the loss follow E(B) = E_min (1 + B / B_crit), arXiv 1812.06162, of which B_crit
+is fitted by least squares in log E, E(B_0) being D; E(B) = (1 + s) D gives the batch that takes a share s more.
 
-A held-out loss is made to fall by isotonic regression before it is asked where it reaches another. Scatter between
-orders is pooled over the batches.
+A loss is made to fall by isotonic regression before it is asked where it reaches another. Orders are averaged before:
+where each is asked by itself, the branches that do not get there would be left out, and those that do are the lucky
+ones. Intervals are by bootstrap: what is left of each loss when the means of its batch and of its order are taken away
+is drawn again, a whole branch at a time.
 """
 
 import math
@@ -22,10 +24,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize
 
 from largebatch.errors import InputError
-from largebatch.samples_to_target import Growth, fit_growth
+from largebatch.samples_to_target import Growth
 
 EVALUATIONS = 8
 """Of the branch at k = 1, at equal distances; the others have half as many more."""
@@ -71,8 +73,9 @@ class Tried:
     gap: float
     """Above the least of the smaller batches; NaN for the first, infinite if it diverged in an order."""
     excess: float
-    """Mean share of samples more than D; infinite if it did not get there in an order."""
+    """Share of samples more than D; infinite if it does not get there with half as many more."""
     excesses: tuple[float, ...]
+    """The same of each order by itself."""
     diverged: int
 
 
@@ -90,7 +93,7 @@ class Findings:
     no_cost_interval: tuple[int, int]
     """The multiples up to which it surely does, and may."""
     growth: Growth | None
-    """None where it cannot be fitted: fewer than three branches reached the loss."""
+    """None where no branch but the run's own reaches the loss."""
     falls: bool
     """Whether the loss falls within D samples by more than it scatters; nothing can be told if not."""
 
@@ -111,7 +114,7 @@ class Findings:
         return at(self.growth.critical_batch), (at(low), at(high))
 
 
-def find(branches: Sequence[Branch], batch: int, samples: int, tolerance: float) -> Findings:
+def find(branches: Sequence[Branch], batch: int, samples: int, tolerance: float, *, repetitions: int = 300) -> Findings:
     """Say what the branches show.
 
     Args:
@@ -119,6 +122,7 @@ def find(branches: Sequence[Branch], batch: int, samples: int, tolerance: float)
         batch: B, of multiple 1.
         samples: D.
         tolerance: of the gap.
+        repetitions: of the bootstrap.
 
     Raises:
         InputError: the branch at the run's own batch diverged, or one is missing.
@@ -129,58 +133,77 @@ def find(branches: Sequence[Branch], batch: int, samples: int, tolerance: float)
     missing = [place for place in ((k, order) for k in multiples for order in orders) if place not in by_place]
     if missing or 1 not in multiples:
         raise InputError(f"the branch {missing[0] if missing else (1, 0)} (multiple, order) is missing")
-    own = [by_place[1, order] for order in orders]
-    if any(branch.state == "diverged" for branch in own):
+    if any(by_place[1, order].state == "diverged" for order in orders):
         raise InputError("the branch at the run's own batch and rate diverged: from here nothing can be told")
-    targets = [_falling(branch.losses)[EVALUATIONS - 1] for branch in own]
-    at_end = np.array([[_loss_at_end(by_place[k, order]) for order in orders] for k in multiples])
-    excesses = [
-        [_excess(by_place[k, order], target) if k > 1 else 0.0 for order, target in zip(orders, targets, strict=True)]
-        for k in multiples
+    diverged = {k: sum(by_place[k, order].state == "diverged" for order in orders) for k in multiples}
+    sound = [k for k in multiples if not diverged[k]]
+    losses = {k: np.array([by_place[k, order].losses for order in orders]) for k in sound}
+    means = {k: losses[k].mean(axis=0) for k in sound}
+    seen = _Shown.by(means, multiples, batch, tolerance)
+    drawn = [
+        _Shown.by(again, multiples, batch, tolerance) for again in _drawn_again(losses, repetitions if sound[1:] else 0)
     ]
-    gaps, uncertain = _gaps(at_end)
     tried = [
         Tried(
             multiple=k,
             batch=k * batch,
-            loss=float(at_end[row].mean()),
-            gap=gaps[row],
-            excess=float(np.mean(excesses[row])),
-            excesses=tuple(excesses[row]),
-            diverged=sum(by_place[k, order].state == "diverged" for order in orders),
+            loss=float(means[k][EVALUATIONS - 1]) if k in means else math.nan,
+            gap=seen.gaps[k],
+            excess=seen.excesses[k],
+            excesses=tuple(_excess(one, own) for one, own in zip(losses[k], losses[1], strict=True))
+            if k in losses
+            else (math.inf,) * len(orders),
+            diverged=diverged[k],
         )
-        for row, k in enumerate(multiples)
+        for k in multiples
     ]
     return Findings(
         batch=batch,
         samples=samples,
         tolerance=tolerance,
         tried=tuple(tried),
-        no_cost=_up_to(multiples, gaps, tolerance),
-        no_cost_interval=(
-            _up_to(multiples, [gap + more for gap, more in zip(gaps, uncertain, strict=True)], tolerance),
-            _up_to(multiples, [gap - more for gap, more in zip(gaps, uncertain, strict=True)], tolerance),
-        ),
-        growth=_growth(tried, samples),
-        falls=_falls(own),
+        no_cost=seen.no_cost,
+        no_cost_interval=_middle([one.no_cost for one in drawn]) if drawn else (1, sound[-1]),
+        growth=_growth(seen, drawn, batch, samples),
+        falls=_falls(means[1]),
     )
 
 
-def _falling(losses: Sequence[float]) -> Array:
-    return np.asarray(optimize.isotonic_regression(np.array(losses), increasing=False).x)
+@dataclass(frozen=True)
+class _Shown:
+    """What mean losses come to."""
+
+    gaps: dict[int, float]
+    excesses: dict[int, float]
+    no_cost: int
+    critical_batch: float
+    """NaN where no branch reaches the loss."""
+
+    @staticmethod
+    def by(means: Mapping[int, Array], multiples: Sequence[int], batch: int, tolerance: float) -> "_Shown":
+        """Ask them; batches without any diverged."""
+        gaps, excesses, least = {1: math.nan}, {1: 0.0}, math.inf
+        no_cost, goes_on = 1, True
+        for k in multiples:
+            end = float(means[k][EVALUATIONS - 1]) if k in means else math.inf
+            if k > 1:
+                gaps[k] = end - least
+                excesses[k] = _excess(means[k], means[1]) if k in means else math.inf
+                goes_on = goes_on and gaps[k] <= tolerance
+                no_cost = k if goes_on else no_cost
+            least = min(least, end)
+        return _Shown(gaps, excesses, no_cost, _critical_batch(excesses, batch))
 
 
-def _loss_at_end(branch: Branch) -> float:
-    if branch.state == "diverged" or len(branch.losses) < EVALUATIONS:
-        return math.nan
-    return branch.losses[EVALUATIONS - 1]
+def _falling(losses: Array) -> Array:
+    return np.asarray(optimize.isotonic_regression(losses, increasing=False).x)
 
 
-def _excess(branch: Branch, target: float) -> float:
-    """Return the share of samples more than D at which a branch reaches a loss; infinite if it does not."""
-    if branch.state == "diverged" or not branch.losses:
-        return math.inf
-    falling = _falling(branch.losses)
+def _excess(losses: Array, own: Array) -> float:
+    """Return the share of samples more than D at which a branch reaches the run's own loss; infinite if it does not."""
+    if losses is own:
+        return 0.0
+    target, falling = float(_falling(own)[EVALUATIONS - 1]), _falling(losses)
     reached = np.flatnonzero(falling <= target)
     if not len(reached):
         return math.inf
@@ -191,53 +214,84 @@ def _excess(branch: Branch, target: float) -> float:
     return eighths / EVALUATIONS - 1
 
 
-def _gaps(at_end: Array) -> tuple[list[float], list[float]]:
-    """Return each batch's mean loss above the least of the smaller ones, and half of its interval."""
-    orders, t = at_end.shape[1], math.nan
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(at_end).all(axis=1))
-    # An order moves all batches alike: what is left is scatter, pooled over the batches.
-    rest = at_end[finite] - at_end[finite].mean(axis=0, keepdims=True)
-    rest = rest - rest.mean(axis=1, keepdims=True)
-    freedom = (int(finite.sum()) - 1) * (orders - 1)
-    error = math.inf
-    if freedom > 0:
-        t = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
-        error = t * math.sqrt(2 * float((rest**2).sum()) / freedom / orders)
-    gaps, uncertain = [math.nan], [0.0]
-    for row in range(1, len(at_end)):
-        smaller = at_end[:row][finite[:row]].mean(axis=1)
-        gaps.append(float(at_end[row].mean() - smaller.min()) if finite[row] else math.inf)
-        uncertain.append(error if finite[row] else 0.0)
-    return gaps, uncertain
+def _critical_batch(excesses: Mapping[int, float], batch: int) -> float:
+    """Fit (1 + k B / B_crit) / (1 + B / B_crit) to 1 + excess, by least squares of logarithms."""
+    reached = [(k, math.log1p(excess)) for k, excess in excesses.items() if k > 1 and math.isfinite(excess)]
+    if not reached:
+        return math.nan
+    largest = reached[-1][0]
+
+    def squares(log_share: float) -> float:
+        share = math.exp(log_share)  # B / B_crit
+        return sum((math.log((1 + k * share) / (1 + share)) - told) ** 2 for k, told in reached)
+
+    low, high = math.log(1e-4 / largest), math.log(1e4)
+    grid = np.linspace(low, high, 200)
+    at = int(np.argmin([squares(place) for place in grid]))
+    if at == 0:
+        return math.inf
+    found: Any = optimize.minimize_scalar(
+        squares, bounds=(grid[at - 1], grid[min(at + 1, len(grid) - 1)]), method="bounded"
+    )
+    return batch / math.exp(float(found.x))
 
 
-def _up_to(multiples: Sequence[int], gaps: Sequence[float], tolerance: float) -> int:
-    found = multiples[0]
-    for k, gap in zip(multiples[1:], gaps[1:], strict=True):
-        if not gap <= tolerance:
-            break
-        found = k
+def _drawn_again(losses: Mapping[int, Array], repetitions: int) -> list[dict[int, Array]]:
+    """Return mean losses as other orders would have made them; none where one order tells no scatter."""
+    orders = len(losses[1])
+    if orders < 2:
+        return []
+    means = {k: one.mean(axis=0) for k, one in losses.items()}
+    rest = {k: one - means[k] for k, one in losses.items()}
+    longest = max(rest.values(), key=lambda one: one.shape[1]).shape[1]
+    for place in range(longest):  # what an order does to all of its branches is no scatter between them
+        having = [one for one in rest.values() if one.shape[1] > place]
+        common = np.mean([one[:, place] for one in having], axis=0)
+        for one in having:
+            one[:, place] -= common
+    count = len(rest)
+    grown = math.sqrt(count / max(count - 1, 1) * orders / (orders - 1))
+    pool = [grown * row for one in rest.values() for row in one]
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(repetitions):
+        again = {}
+        for k, mean in means.items():
+            fitting = [row for row in pool if len(row) >= len(mean)]
+            chosen = generator.integers(len(fitting), size=orders)
+            again[k] = mean + np.mean([fitting[place][: len(mean)] for place in chosen], axis=0)
+        found.append(again)
     return found
 
 
-def _growth(tried: Sequence[Tried], samples: int) -> Growth | None:
-    points = [(one.batch, (1 + excess) * samples) for one in tried for excess in one.excesses]
-    reached = [point for point in points if math.isfinite(point[1])]
-    if len(reached) < 3 or len({batch for batch, _ in reached}) < 2:
+def _middle(values: Sequence[int]) -> tuple[int, int]:
+    """Return between which the middle 95 % lie."""
+    ordered = sorted(values)
+    cut = int(len(ordered) * (1 - LEVEL) / 2)
+    return ordered[cut], ordered[-1 - cut]
+
+
+def _growth(seen: _Shown, drawn: Sequence[_Shown], batch: int, samples: int) -> Growth | None:
+    critical = seen.critical_batch
+    if math.isnan(critical):
         return None
-    fitted = fit_growth(reached, LEVEL)
+    again = np.array([batch / one.critical_batch for one in drawn if not math.isnan(one.critical_batch)])
+    interval = (0.0, math.inf)
+    if len(again):
+        high, low = np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()  # of B / B_crit
+        interval = (batch / low if low else math.inf, batch / high if high else math.inf)
+    share = batch / critical
+    reached = [k for k, excess in seen.excesses.items() if math.isfinite(excess)]
     return Growth(
-        fitted.least_samples,
-        fitted.samples_per_batch,
-        fitted.critical_batch_interval,
-        fitted.level,
-        fitted.points,
-        left_out=len(points) - len(reached),
+        least_samples=samples / (1 + share),
+        samples_per_batch=samples / (1 + share) / critical,
+        critical_batch_interval=interval,
+        level=LEVEL,
+        points=len(reached),
+        left_out=len(seen.excesses) - len(reached),
     )
 
 
-def _falls(own: Sequence[Branch]) -> bool:
-    """Return whether the loss falls from the first eighth to the last by more than it goes up and down on the way."""
-    losses = np.array([branch.losses for branch in own])
-    mean = losses.mean(axis=0)
+def _falls(mean: Array) -> bool:
+    """Return whether a loss falls from the first eighth to the last by more than it goes up and down on the way."""
     return bool(mean[0] - mean[-1] > 2 * np.abs(mean - _falling(mean)).max())
