@@ -1,8 +1,10 @@
 """`largebatch advise`: how far the batch of a run can grow from a checkpoint, by branches that are trained."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,18 +13,19 @@ from typing import Any
 import numpy as np
 
 from largebatch.advise.advice import growth_by_noise, lines, noise_at, plot, table
-from largebatch.advise.branches import Place, Plan, find_place, least_samples, run_branches
+from largebatch.advise.branches import Place, Plan, find_place, least_samples, read_results, run_branches
 from largebatch.advise.critical_batch import find
 from largebatch.aside import write_aside
 from largebatch.command_line import parse_known
 from largebatch.errors import InputError, check_at_least
 from largebatch.recipes.catalogue import build_run
 from largebatch.report.run_folder import RunFolder
-from largebatch.report.wording import duration
+from largebatch.report.wording import duration, plural
 from largebatch.train.distributed import World, join_world
+from largebatch.train.folder_lock import PATIENCE_SECONDS, locked
 from largebatch.train.observers import Display
 from largebatch.train.run import Run
-from largebatch.train.run_record import Origin, changed_options, fingerprint, read_record
+from largebatch.train.run_record import LOCK, Origin, changed_options, fingerprint, read_record
 from largebatch.whole_way import WholeWay
 
 ADVICE = "advice.json"
@@ -30,6 +33,7 @@ _FORMAT_VERSION = 1
 _SHARE = 0.05
 _EVALUATION_SHARE = 0.4
 """A sample that is judged takes about so much of the time of one that is trained on: a forward pass without another."""
+_MOST_TIMES = 10
 _STOPPED = 75
 
 ADVISE_HELP = """
@@ -105,6 +109,7 @@ def advise_verb(name: str, options: AdviseOptions) -> int:
     out = options.out or folder / f"advice-{place.step}"
     expected = _seconds(plan, run, rate)
     asked = {
+        "run": _identity(told.record, place),
         "checkpoint": place.step,
         "multiples": list(multiples),
         "orders": plan.orders,
@@ -112,19 +117,26 @@ def advise_verb(name: str, options: AdviseOptions) -> int:
         "lr": place.lr,
     }
     _check_folder(out, asked)
+    read_results(out)
     with join_world(run.device) as world:
         for line in _plan_lines(plan, run, expected, out):
             if world.first:
                 print(line, flush=True)
         if options.dry_run:
             return 0
-        world.first_rank_does(partial(_begin, out, asked))
-        branches = run_branches(plan, run, origin, out, world, Display, partial(_say, world))
+        with ExitStack() as claims:
+            alone = locked(out, print, PATIENCE_SECONDS)
+            world.first_rank_does(lambda: claims.enter_context(alone))
+            world.first_rank_does(partial(_begin, out, asked))
+            branches = run_branches(plan, run, origin, out, world, Display, partial(_say, world))
         if branches is None:
             _say(world, f"stopped and saved; the same command goes on in {out}")
             return 0 if "WORLD_SIZE" in os.environ else _STOPPED
         found = find(branches, place.batch, plan.samples, options.tolerance)
-        answer = lines(run, place, found, noise_at(told, place), rate, growth_by_noise(told, place))
+        # Only a first stage can grow, and one that does already is several.
+        grows = place.stage is run.stages[0] and "--batch-growth" not in told.record["overrides"]
+        growth = growth_by_noise(told, place) if grows else ()
+        answer = lines(run, place, found, noise_at(told, place), rate, growth)
         if world.first:
             text = "\n".join([f"# How far the batch of {folder.name} can grow", "", *(f"- {line}" for line in answer)])
             text += f"\n\n{table(found)}\n\n![samples to the same loss](advice.svg)\n"
@@ -158,6 +170,13 @@ def _recorded_run(folder: Path, record: dict[str, Any]) -> tuple[Run[Any, Any], 
     return run, replace(origin, recipe_name=record["recipe_name"])
 
 
+def _identity(record: dict[str, Any], place: Place) -> str:
+    """Return what tells a run and its checkpoint from others."""
+    files = (place.checkpoint / "checkpoint.json").read_bytes()
+    content = json.dumps([record["run"], record.get("data")], sort_keys=True).encode()
+    return hashlib.sha256(content + files).hexdigest()[:16]
+
+
 def _rate(told: RunFolder, place: Place) -> float:
     """Return the run's samples per second near a place."""
     train = told.train
@@ -174,16 +193,27 @@ def _plan(options: AdviseOptions, place: Place, multiples: tuple[int, ...], run:
     def made(rounds: int) -> Plan:
         return Plan(place=place, multiples=multiples, orders=options.orders, samples=rounds * least)
 
+    own = len(run.task.dataset(place.stage, run.seed))
+    if multiples[-1] * place.batch > own:
+        raise InputError(
+            f"the largest batch would be {multiples[-1] * place.batch:,}, but the data has {own:,} samples: "
+            "give smaller --multiples"
+        )
     if options.minutes is not None:
         first = _seconds(made(1), run, rate)
         each = _seconds(made(2), run, rate) - first
-        rounds = int((60 * options.minutes - first) / each) + 1
+        rounds = int(min((60 * options.minutes - first) / each, _MOST_TIMES * place.stage.steps)) + 1
         if first > 60 * options.minutes:
             raise InputError(
                 f"--minutes is {options.minutes:g}, but eight steps of the largest batch make it {duration(first)} at "
                 "least: allow as much, or try fewer --multiples or --orders"
             )
         return made(rounds)
+    most = _MOST_TIMES * place.stage.steps * place.batch
+    if options.samples is not None and options.samples > most:
+        raise InputError(
+            f"--samples is {options.samples}, allowed is up to {most}, {_MOST_TIMES} times the stage's own"
+        )
     wanted = options.samples or _SHARE * place.stage.steps * place.batch
     return made(max(1, -(-int(wanted) // least)))
 
@@ -199,8 +229,9 @@ def _seconds(plan: Plan, run: Run[Any, Any], rate: float) -> float:
 def _plan_lines(plan: Plan, run: Run[Any, Any], expected: float, out: Path) -> Iterator[str]:
     batches = ", ".join(f"{k * plan.place.batch:,}" for k in plan.multiples)
     yield (
-        f"from step {plan.place.step:,} of {run.steps:,}: batches {batches} with {plan.orders} orders of the data, "
-        f"{plan.samples:,} samples at the run's own batch and {plan.branch_samples(plan.multiples[-1]):,} at the others"
+        f"from step {plan.place.step:,} of {run.steps:,}: batches {batches} with {plural(plan.orders, 'order')} of the "
+        f"data, {plan.samples:,} samples at the run's own batch and {plan.branch_samples(plan.multiples[-1]):,} "
+        "at the others"
     )
     yield f"this takes about {duration(expected)} at the run's own pace; results go to {out}"
 
@@ -212,13 +243,17 @@ def _check_folder(out: Path, asked: dict[str, Any]) -> None:
         InputError: in one sentence.
     """
     if (out / ADVICE).is_file():
-        held = read_record(out / ADVICE, "piece of advice", _FORMAT_VERSION)["asked"]
+        held = read_record(out / ADVICE, "piece of advice", _FORMAT_VERSION).get("asked")
+        if not isinstance(held, dict):
+            raise InputError(f"{out / ADVICE} is damaged: it does not say what was asked")
         if differing := [name for name in asked if held.get(name) != asked[name]]:
             raise InputError(
                 f"{out} holds branches with another {differing[0]} ({held.get(differing[0])}, asked for is "
                 f"{asked[differing[0]]}): name another folder with --out"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif any(parent.is_file() for parent in out.parents):
+        raise InputError(f"{out} cannot be made: a folder above it is a file")
+    elif out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
         raise InputError(f"{out} holds other files, --out takes a folder that is new or empty, or has these branches")
 
 

@@ -79,9 +79,9 @@ def test_a_dry_run_trains_nothing(run: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_minutes_decide_over_the_samples(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["advise", str(run), "--checkpoint", "40", "--dry-run", "--multiples", "1,2"]
-    assert main([*words, "--minutes", "600"]) == 0
+    assert main([*words, "--minutes", "2"]) == 0
     first = capsys.readouterr().out
-    assert main([*words, "--minutes", "1200"]) == 0
+    assert main([*words, "--minutes", "4"]) == 0
     second = capsys.readouterr().out
     few, many = (int(told.partition("data, ")[2].partition(" samples")[0].replace(",", "")) for told in (first, second))
     assert 1.9 < many / few < 2.2
@@ -109,6 +109,60 @@ def test_what_cannot_be_asked_is_one_sentence(
     told = capsys.readouterr().err
     assert sentence in told
     assert told.count("\n") == 1
+
+
+def test_branches_of_another_run_are_not_taken_for_its_own(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    advised(run, out)
+    words = ["--batch", "40", "--microbatch", "20", "--epochs", "4", "--lr", "0.005", "--precision", "fp32"]
+    words += ["--checkpoint-every-steps", "40", "--keep-checkpoints", "9", "--seed", "1"]
+    assert main(["train", "digits", *words, "--out", str(other)]) == 0
+    capsys.readouterr()
+    assert main(["advise", str(other), "--checkpoint", "40", "--out", str(out), *FEW]) == 2
+    assert "holds branches with another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"multiple": 1, "order": 0, "state": "complete", "losses": [1.0]}\n', "branches.jsonl, line 1 is damaged"),
+        (b'{"multiple": 1, "order": 0, "state": "well", "losses": []}\n', "branches.jsonl, line 1 is damaged"),
+        (b"\xff\xfe\n", "branches.jsonl, line 1 is damaged"),
+    ],
+)
+def test_damaged_results_are_told_before_anything_runs(
+    run: Path, tmp_path: Path, content: bytes, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["advise", str(run), "--checkpoint", "40", "--out", str(tmp_path / "out"), *FEW]
+    advised(run, tmp_path / "out")
+    (tmp_path / "out" / "branches.jsonl").write_bytes(content)
+    capsys.readouterr()
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert sentence in told.err
+    assert told.out == ""
+    (tmp_path / "out" / "advice.json").write_text('{"format_version": 1}')
+    assert main(words) == 2
+    assert "it does not say what was asked" in capsys.readouterr().err
+    assert main([*words[:4], "--out", str(tmp_path / "out" / "advice.json" / "sub"), *FEW]) == 2
+    assert "a folder above it is a file" in capsys.readouterr().err
+
+
+def test_the_runs_own_branch_that_diverges_ends_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["advise", str(run), "--checkpoint", "40", "--out", str(tmp_path / "out"), *FEW, "--lr", "1e30"]
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert "the run's own batch and rate diverged" in told.err
+    assert "branch 2" not in told.out
+
+
+def test_more_samples_in_a_step_than_there_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", str(run), "--checkpoint", "40", "--multiples", "1,64", "--dry-run"]) == 2
+    assert "the largest batch would be 2,560, but the data has 1,438 samples" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_and_one_of_something_else(

@@ -71,6 +71,17 @@ def test_the_batch_with_a_fifth_more_samples_follows_from_it() -> None:
     assert math.isinf(excess[8])
 
 
+def test_a_batch_that_did_not_get_there_bounds_the_answer() -> None:
+    """Little is lost at two and four times the batch, and eight times it does not come to the loss at all."""
+    held = branches(critical=1e5, scatter=0.0)
+    slow = curve(8 * BATCH, 200, 0.0, np.random.default_rng(0), own=False)
+    held = [b if b.multiple < 8 else Branch(multiple=8, order=b.order, state="complete", losses=slow) for b in held]
+    more = found(held).batch_at(0.2)
+    assert more is not None
+    assert more[0] < 8 * BATCH
+    assert found(branches(critical=1e5, scatter=0.0)).batch_at(0.2) is not None
+
+
 def test_the_batch_grows_until_a_loss_is_above_the_tolerance() -> None:
     end = {k: curve(k * BATCH, CRITICAL, 0.0, np.random.default_rng(0), own=False)[EVALUATIONS - 1] for k in MULTIPLES}
     gaps = [end[k] - end[1] for k in MULTIPLES[1:]]

@@ -162,7 +162,8 @@ ALONE = Constants(gap=1.0, curvatures=(1.0,), deviations=(1.0,), coordinate_devi
     [
         ({"curvatures": (1.0, 2.0)}, r"of \[1, 2\] layers"),
         ({"deviations": (-1.0,)}, "deviations are"),
-        ({"gap": -1.0}, "gap is -1.0"),
+        ({"gap": 0.0}, r"gap is 0\.0"),
+        ({"curvatures": (0.0,)}, "one is above 0"),
     ],
 )
 def test_constants_that_cannot_be_are_refused(changes: dict[str, Any], sentence: str) -> None:
@@ -175,5 +176,9 @@ def test_rates_and_spans_that_cannot_be_are_refused() -> None:
         bounds.sgd_bound(ALONE, 10, 1, 1.1)
     with pytest.raises(ValueError, match="beta2 is 1"):
         bounds.lamb_bound(ALONE, 10, 1, 0.1, 1.0)
+    with pytest.raises(ValueError, match="batch is 0"):
+        bounds.lars_bound(ALONE, 10, 0, 0.1)
+    with pytest.raises(ValueError, match="there are 2 gradient norms"):
+        bounds.lars_over_sgd(ALONE, [1.0, 2.0], 10, 1)
     with pytest.raises(ValueError, match=r"phi lies between 2\.0 and 1\.0"):
         Span(low=2.0)

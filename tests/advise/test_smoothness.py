@@ -118,7 +118,8 @@ def test_noise_is_that_of_gradients_taken_one_by_one() -> None:
         spans(found.sizes), found.deviations, found.coordinate_deviations, found.gradient_norms, strict=True
     ):
         assert deviation == pytest.approx(math.sqrt(variances[at].sum()), rel=1e-9)
-        assert by_coordinate == pytest.approx(np.sqrt(variances[at]).sum(), rel=1e-9)
+        c4 = math.sqrt(2 / 23) * math.gamma(12) / math.gamma(11.5)
+        assert by_coordinate == pytest.approx(np.sqrt(variances[at]).sum() / c4, rel=1e-9)
         assert norm == pytest.approx(np.linalg.norm(single.mean(axis=0)[at]), rel=1e-9)
     assert found.largest_gradient == pytest.approx(np.abs(single).max(), rel=1e-9)
     assert found.loss == pytest.approx(float(F.cross_entropy(model(x), y).detach()), rel=1e-12)
@@ -165,6 +166,37 @@ def test_a_network_of_a_recipe_is_measured() -> None:
     assert all(value > 0 for value in found.block_curvatures)
     assert found.coupling >= 0.9
     assert 0 < found.densities().gradient <= 1
+
+
+class Product(nn.Module):
+    """x y: no block curves, both together do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.y = (nn.Parameter(torch.tensor([value], dtype=torch.float64)) for value in (0.5, 2.0))
+
+    def forward(self) -> Tensor:
+        return (self.x * self.y).sum()
+
+
+def test_layers_that_curve_only_together_are_seen() -> None:
+    model = Product()
+    found = measure(model, [lambda: model() / 2] * 2, [1, 1])
+    assert found.block_curvatures == (1.0, 1.0)
+    assert found.coupling == pytest.approx(1.0)
+    down = measure(model, [lambda: -model.x.square().sum() - model.y.square().sum()] * 2, [1, 1])
+    with pytest.raises(ValueError, match="curves upwards in no direction"):
+        down.constants()
+
+
+def test_a_small_upper_end_is_found_beside_a_large_lower_one() -> None:
+    spectrum = torch.linspace(-1, 0.01, 2000, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(2000, generator=generator, dtype=torch.float64)
+    _, high = extreme_eigenvalues(lambda v: spectrum * v, start, most_products=300, tolerance=1e-4, upper=True)
+    assert high == pytest.approx(0.01, rel=0.05)
+    _, early = extreme_eigenvalues(lambda v: spectrum * v, start, most_products=300)
+    assert early != pytest.approx(0.01, rel=0.1)
 
 
 def test_one_part_has_nothing_to_be_compared_with() -> None:

@@ -103,5 +103,9 @@ def test_what_cannot_be_measured_is_said_or_left_out(tmp_path: Path, capsys: pyt
     told = capsys.readouterr().err
     assert "gradient_noise is on, but a step of stage one is one microbatch" in told
     assert "give a --microbatch of half the batch or less" in told
+    assert not (tmp_path / "on").exists()
+    twice = ["train", "train.toy:toy", "--samples", "8", "--out", str(tmp_path / "twice")]
+    assert main([*twice, "--gradient-noise", "on"]) == 2
+    assert "a step of stage one has more samples than the data" in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "auto")]) == 0
     assert not any(name in line for line in read_ledger(tmp_path / "auto" / "metrics.jsonl") for name in WHOLE)

@@ -49,10 +49,10 @@ class Constants:
         for name in ("curvatures", "deviations", "coordinate_deviations"):
             if any(not 0 <= value < math.inf for value in getattr(self, name)):
                 raise ValueError(f"{name} are {getattr(self, name)}, allowed are finite numbers from 0 up")
-        if not (0 <= self.gap < math.inf and self.largest_gradient > 0):
-            raise ValueError(
-                f"gap is {self.gap}, largest_gradient {self.largest_gradient}; allowed are 0 or more, above 0"
-            )
+        if not max(self.curvatures) > 0:
+            raise ValueError(f"curvatures are {self.curvatures}, allowed are some of which one is above 0")
+        if not (0 < self.gap < math.inf and self.largest_gradient > 0):
+            raise ValueError(f"gap is {self.gap}, largest_gradient {self.largest_gradient}; both have to be above 0")
 
     @property
     def total_curvature(self) -> float:
@@ -87,6 +87,7 @@ def layerwise_lr(of: Constants, steps: int, phi: Span = ONE) -> float:
 
 def sgd_bound(of: Constants, steps: int, batch: float, lr: float) -> float:
     """Bound the mean of E |grad f|^2; ValueError where the rate is above 1 / max L_i."""
+    _check(steps, batch, lr)
     largest = max(of.curvatures)
     if lr * largest > 1 + 1e-12:
         raise ValueError(f"lr is {lr}, the bound holds up to 1 / max L_i = {1 / largest}")
@@ -95,11 +96,13 @@ def sgd_bound(of: Constants, steps: int, batch: float, lr: float) -> float:
 
 def lars_bound(of: Constants, steps: int, batch: float, lr: float, phi: Span = ONE) -> float:
     """Bound the mean of E sum_i |grad_i f|."""
+    _check(steps, batch, lr)
     return _layerwise(of, steps, lr, phi, 2 * math.fsum(of.deviations) / math.sqrt(batch))
 
 
 def lamb_sign_bound(of: Constants, steps: int, batch: float, lr: float, phi: Span = ONE) -> float:
     """Bound the mean of E sum_i |grad_i f|_1 / sqrt(d_i), where beta2 is 0."""
+    _check(steps, batch, lr)
     return _layerwise(
         of, steps, lr, phi, 2 * math.fsum(_by_root(of.coordinate_deviations, of.sizes)) / math.sqrt(batch)
     )
@@ -107,10 +110,17 @@ def lamb_sign_bound(of: Constants, steps: int, batch: float, lr: float, phi: Spa
 
 def lamb_bound(of: Constants, steps: int, batch: float, lr: float, beta2: float, phi: Span = ONE) -> float:
     """Bound the mean of E sum_i |grad_i f|^2 / sqrt(d_i), where beta2 is above 0."""
-    if not 0 <= beta2 < 1:
-        raise ValueError(f"beta2 is {beta2}, allowed is 0 or more and less than 1")
+    _check(steps, batch, lr)
+    if not 0 < beta2 < 1:
+        raise ValueError(f"beta2 is {beta2}, allowed is more than 0 and less than 1")
     scale = of.largest_gradient / math.sqrt(1 - beta2)
     return scale * _layerwise(of, steps, lr, phi, math.fsum(of.coordinate_deviations) / math.sqrt(batch))
+
+
+def _check(steps: int, batch: float, lr: float) -> None:
+    for name, value in (("steps", steps), ("batch", batch), ("lr", lr)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}, allowed is a finite number above 0")
 
 
 def _layerwise(of: Constants, steps: int, lr: float, phi: Span, noise: float) -> float:
@@ -153,11 +163,13 @@ def densities(of: Constants, gradient_norms: Sequence[float]) -> Density:
 
 
 def lars_over_sgd(of: Constants, gradient_norms: Sequence[float], steps: int, batch: float) -> float:
-    """Return LARS' bound over SGD's, both as squared gradient norms and at their own rates: below 1 LARS should win.
+    """Return LARS' bound over SGD's at their own rates, both of (mean E |grad f|)^2: below 1 LARS should win.
 
-    LARS' bounds sum_i |grad_i f|, of which |grad f|^2 is the square over h times the gradient's density, taken from
-    one place for all; phi is taken for 1.
+    LARS' bounds sum_i |grad_i f|, of which |grad f| is the share 1 / sqrt(h density), taken from one place for all;
+    SGD's of the mean of squares is one of the square of the mean too. phi is taken for 1.
     """
+    if len(gradient_norms) != len(of.sizes):
+        raise ValueError(f"there are {len(gradient_norms)} gradient norms, allowed are {len(of.sizes)}, one a layer")
     lars = lars_bound(of, steps, batch, layerwise_lr(of, steps))
     spread = len(of.sizes) * density(gradient_norms)
     return lars**2 / spread / sgd_bound(of, steps, batch, sgd_lr(of))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from largebatch.advise.critical_batch import EVALUATIONS, Branch
+from largebatch.advise.critical_batch import EVALUATIONS, MOST, Branch
 from largebatch.aside import write_aside
 from largebatch.errors import InputError
 from largebatch.report.run_folder import RunFolder
@@ -93,7 +94,7 @@ class Plan:
 
     def branch_samples(self, multiple: int) -> int:
         """Return the samples of a branch."""
-        return self.samples if multiple == 1 else self.samples * 3 // 2
+        return self.samples if multiple == 1 else round(MOST * self.samples)
 
     @property
     def total_samples(self) -> int:
@@ -140,9 +141,8 @@ def read_results(folder: Path) -> list[Branch]:
     if not path.is_file():
         return []
     found = []
-    text = path.read_text(encoding="utf-8")
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
             break
         try:
             found.append(Branch.read(json.loads(line)))
@@ -162,6 +162,9 @@ def run_branches(
 ) -> list[Branch] | None:
     """Train the branches that have not ended; return all, or None if a stop was asked for.
 
+    They begin with the folder's own copy of the checkpoint: the run may go on meanwhile, and remove it. A branch at the
+    run's own batch that diverges is the last: nothing could be told.
+
     Args:
         plan: which.
         run: the run that they branch from.
@@ -172,12 +175,14 @@ def run_branches(
         tell: a sentence for each that begins.
     """
     done = {(branch.order, branch.multiple): branch for branch in read_results(folder)}
+    start = folder / plan.place.checkpoint.name
+    world.first_rank_does(lambda: _own(plan.place.checkpoint, start))
     for number, (order, k) in enumerate(plan.jobs(), 1):
         if (order, k) in done:
             continue
         tell(f"branch {number} of {len(plan.jobs())}: batch {k * plan.place.batch:,}, order {order}")
         place = folder / f"batch-{k * plan.place.batch}-order-{order}"
-        own = replace(origin, start=str(plan.place.checkpoint))
+        own = replace(origin, start=str(start))
         diverged = False
         try:
             training = Training(branch_run(run, plan, order, k), place, world, [observer()], own)
@@ -198,13 +203,29 @@ def run_branches(
         )
         world.first_rank_does(partial(_keep, folder, place, branch))
         done[order, k] = branch
-    return [done[job] for job in plan.jobs()]
+        if k == 1 and diverged:
+            break
+    return [done[job] for job in plan.jobs() if job in done]
+
+
+def _own(checkpoint: Path, start: Path) -> None:
+    """Give the folder the checkpoint's files, by links where the disk has them; they never change."""
+    if start.is_dir():
+        return
+    aside = start.with_name(start.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        shutil.copytree(checkpoint, aside, copy_function=os.link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(checkpoint, aside)
+    aside.rename(start)
 
 
 def _keep(folder: Path, place: Path, branch: Branch) -> None:
     """Add a line behind whatever whole lines there are, and remove what only training needed."""
     path = folder / RESULTS
-    kept = path.read_text(encoding="utf-8") if path.is_file() else ""
-    write_aside(path, kept[: kept.rfind("\n") + 1] + json.dumps(branch.as_dict()) + "\n")
+    kept = path.read_bytes() if path.is_file() else b""
+    write_aside(path, kept[: kept.rfind(b"\n") + 1].decode() + json.dumps(branch.as_dict()) + "\n")
     for left in ("checkpoints", "model"):
         shutil.rmtree(place / left, ignore_errors=True)

@@ -9,7 +9,8 @@ orders; that at k = 1 after D samples is to be reached. Then
 
 The batch grows **at no cost** up to the largest k such that it and all smaller ones have a gap within the tolerance,
 0.01 as in arXiv 2505.23971. Samples to the loss follow E(B) = E_min (1 + B / B_crit), arXiv 1812.06162, of which B_crit
-is fitted by least squares in log E, E(B_0) being D; E(B) = (1 + s) D gives the batch that takes a share s more.
+is fitted by least squares in log E, E(B_0) being D; a branch that does not get there counts as far as the fit lets it
+take less than it had. E(B) = (1 + s) D gives the batch that takes a share s more.
 
 A loss is made to fall by isotonic regression before it is asked where it reaches another. Orders are averaged before:
 where each is asked by itself, the branches that do not get there would be left out, and those that do are the lucky
@@ -31,6 +32,8 @@ from largebatch.samples_to_target import Growth
 
 EVALUATIONS = 8
 """Of the branch at k = 1, at equal distances; the others have half as many more."""
+MOST = 1.5
+"""Times D, the samples of the other branches."""
 LEVEL = 0.95
 
 Array = NDArray[np.float64]
@@ -53,13 +56,15 @@ class Branch:
 
     @staticmethod
     def read(line: Mapping[str, Any]) -> "Branch":
-        """Read that line."""
-        return Branch(
-            multiple=int(line["multiple"]),
-            order=int(line["order"]),
-            state=line["state"],
-            losses=tuple(float(loss) for loss in line["losses"]),
-        )
+        """Read that line; ValueError, KeyError or TypeError if it is none."""
+        multiple, order, state = int(line["multiple"]), int(line["order"]), line["state"]
+        losses = tuple(float(loss) for loss in line["losses"])
+        wanted = EVALUATIONS if multiple == 1 else round(MOST * EVALUATIONS)
+        if multiple < 1 or order < 0 or state not in ("complete", "diverged") or not all(map(math.isfinite, losses)):
+            raise ValueError("a field has a value that no branch has")
+        if state == "complete" and len(losses) != wanted:
+            raise ValueError(f"a branch has {wanted} losses")
+        return Branch(multiple=multiple, order=order, state=state, losses=losses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +135,11 @@ def find(branches: Sequence[Branch], batch: int, samples: int, tolerance: float,
     by_place = {(branch.multiple, branch.order): branch for branch in branches}
     multiples = sorted({branch.multiple for branch in branches})
     orders = sorted({branch.order for branch in branches})
+    if any(branch.state == "diverged" for branch in branches if branch.multiple == 1):
+        raise InputError("the branch at the run's own batch and rate diverged: from here nothing can be told")
     missing = [place for place in ((k, order) for k in multiples for order in orders) if place not in by_place]
     if missing or 1 not in multiples:
         raise InputError(f"the branch {missing[0] if missing else (1, 0)} (multiple, order) is missing")
-    if any(by_place[1, order].state == "diverged" for order in orders):
-        raise InputError("the branch at the run's own batch and rate diverged: from here nothing can be told")
     diverged = {k: sum(by_place[k, order].state == "diverged" for order in orders) for k in multiples}
     sound = [k for k in multiples if not diverged[k]]
     losses = {k: np.array([by_place[k, order].losses for order in orders]) for k in sound}
@@ -215,15 +220,24 @@ def _excess(losses: Array, own: Array) -> float:
 
 
 def _critical_batch(excesses: Mapping[int, float], batch: int) -> float:
-    """Fit (1 + k B / B_crit) / (1 + B / B_crit) to 1 + excess, by least squares of logarithms."""
-    reached = [(k, math.log1p(excess)) for k, excess in excesses.items() if k > 1 and math.isfinite(excess)]
+    """Fit (1 + k B / B_crit) / (1 + B / B_crit) to 1 + excess, by least squares of logarithms.
+
+    Of a branch that did not get there only that it takes more than it had is known.
+    """
+    told = {
+        k: math.log1p(excess) if math.isfinite(excess) else math.log(MOST) for k, excess in excesses.items() if k > 1
+    }
+    reached = [k for k in told if math.isfinite(excesses[k])]
     if not reached:
         return math.nan
-    largest = reached[-1][0]
+    largest = max(told)
 
     def squares(log_share: float) -> float:
-        share = math.exp(log_share)  # B / B_crit
-        return sum((math.log((1 + k * share) / (1 + share)) - told) ** 2 for k, told in reached)
+        share, total = math.exp(log_share), 0.0  # B / B_crit
+        for k, logarithm in told.items():
+            short = logarithm - math.log((1 + k * share) / (1 + share))
+            total += short**2 if k in reached else max(short, 0.0) ** 2
+        return total
 
     low, high = math.log(1e-4 / largest), math.log(1e4)
     grid = np.linspace(low, high, 200)

@@ -6,7 +6,7 @@ Curvature comes from products of the Hessian H with vectors, two backward passes
     c   = the largest eigenvalue of B^(-1/2) H B^(-1/2), B = blockdiag(l_i I)
     L_i = c l_i                          l_i being 1e-4 of the largest at least
 
-Then H <= blockdiag(L_i I), see docs/convergence.md.
+Then H <= blockdiag(L_i I), see docs/convergence.md, up to the tolerance: Lanczos' method has eigenvalues from within.
 
 Lanczos' method is run with its three-term recurrence: of the vectors that it has been through none is kept, so that
 it takes three of the size of what it looks at. What that loses, orthogonality to old ones, repeats eigenvalues and does
@@ -38,7 +38,7 @@ Loss = Callable[[], Tensor]
 
 
 def extreme_eigenvalues(
-    product: Product, start: Tensor, *, most_products: int = 60, tolerance: float = 1e-3
+    product: Product, start: Tensor, *, most_products: int = 60, tolerance: float = 1e-3, upper: bool = False
 ) -> tuple[float, float]:
     """Return the least and the largest eigenvalue of a symmetric operator, by Lanczos' method.
 
@@ -47,6 +47,7 @@ def extreme_eigenvalues(
         start: any vector that no eigenvector is orthogonal to, such as a random one.
         most_products: stop after so many.
         tolerance: stop where three more products change neither by more than this, relative to the larger in size.
+        upper: stop by the largest alone, relative to itself.
     """
     q = start / torch.linalg.vector_norm(start)
     before, beta = torch.zeros_like(q), 0.0
@@ -61,7 +62,7 @@ def extreme_eigenvalues(
         ends.append(_ends(alphas, betas))
         beta = float(torch.linalg.vector_norm(w))
         size = max(map(abs, ends[-1]))
-        if beta <= 1e-7 * size or _settled(ends, size * tolerance):
+        if beta <= 1e-7 * size or _settled(ends, tolerance, upper=upper):
             break
         betas.append(beta)
         before, q = q, w / beta
@@ -78,9 +79,12 @@ def _ends(alphas: Sequence[float], betas: Sequence[float]) -> tuple[float, float
     return float(values[0]), float(values[-1])
 
 
-def _settled(ends: Sequence[tuple[float, float]], allowed: float) -> bool:
+def _settled(ends: Sequence[tuple[float, float]], tolerance: float, *, upper: bool) -> bool:
     if len(ends) < 7:
         return False
+    if upper:
+        return abs(ends[-1][1] - ends[-4][1]) <= tolerance * abs(ends[-1][1])
+    allowed = tolerance * max(map(abs, ends[-1]))
     return all(abs(now - then) <= allowed for now, then in zip(ends[-1], ends[-4], strict=True))
 
 
@@ -138,16 +142,23 @@ class Layers:
     deviations: tuple[float, ...]
     """sigma_i of one sample."""
     coordinate_deviations: tuple[float, ...]
-    """sum_j sigma_ij of one sample."""
+    """sum_j sigma_ij of one sample; that the root of a variance of few parts is too small is corrected for as of normal
+    numbers (c4)."""
     largest_gradient: float
-    """The largest coordinate of a part's gradient that was seen: no bound on those that were not."""
+    """The largest coordinate of a part's mean gradient that was seen: no bound on others, nor on smaller parts."""
     loss: float
 
     def constants(self, *, optimistic: bool = False) -> Constants:
-        """Return what the bounds take, with f* = 0 and so D = f; optimistic is l_i for L_i."""
-        scale = 1.0 if optimistic else max(self.coupling, 0.0)
+        """Return what the bounds take, with f* = 0 and so D = f; optimistic is l_i for L_i.
+
+        Raises:
+            ValueError: the loss curves upwards in no direction here, or is not above 0.
+        """
+        if not self.coupling > 0:
+            raise ValueError(f"c is {self.coupling}: the loss curves upwards in no direction here, which has no bound")
+        scale = 1.0 if optimistic else self.coupling
         return Constants(
-            gap=max(self.loss, 0.0),
+            gap=self.loss,
             curvatures=tuple(scale * value for value in self.block_curvatures),
             deviations=self.deviations,
             coordinate_deviations=self.coordinate_deviations,
@@ -199,7 +210,8 @@ def measure(
             lambda v, name=name: products.of_layer(name, v), start, most_products=most_products, tolerance=tolerance
         )
         blocks.append(max(map(abs, ends)))
-    blocks = [max(block, _LEAST_SHARE * max(blocks)) for block in blocks]
+    # Where no block has any, as of x y, all are taken for alike: c is then the curvature.
+    blocks = [max(block, _LEAST_SHARE * max(blocks)) if max(blocks) > 0 else 1.0 for block in blocks]
     noise = _noise(parameters, losses, samples)
     return Layers(
         names=tuple(parameters),
@@ -217,7 +229,7 @@ def measure(
 def _coupling(
     products: HessianProducts, blocks: Sequence[float], generator: torch.Generator, most: int, tolerance: float
 ) -> float:
-    """Return c; 0 where there is no curvature at all."""
+    """Return c; not above 0 where f curves upwards nowhere."""
     scales = torch.cat(
         [
             torch.full_like(p, 1 / math.sqrt(block) if block > 0 else 0.0).detach().flatten()
@@ -226,7 +238,11 @@ def _coupling(
     )
     start = torch.randn(len(scales), generator=generator, device=scales.device, dtype=scales.dtype)
     _, largest = extreme_eigenvalues(
-        lambda v: scales * products.of_all(scales * v), start, most_products=most, tolerance=tolerance
+        lambda v: scales * products.of_all(scales * v),
+        start,
+        most_products=most,
+        tolerance=tolerance,
+        upper=True,
     )
     return largest
 
@@ -264,10 +280,12 @@ def _noise(parameters: Mapping[str, nn.Parameter], losses: Sequence[Loss], sampl
     variances = [
         (total * (s - share * g.square()) / (1 - share)).clamp(min=0) for g, s in zip(wholes, squares, strict=True)
     ]
+    n = len(losses)
+    c4 = math.sqrt(2 / (n - 1)) * math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2))
     return _Noise(
         gradient_norms=tuple(float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in wholes),
         deviations=tuple(math.sqrt(max(one.covariance_trace, 0.0)) for one in of_layers),
-        coordinate_deviations=tuple(float(v.sqrt().sum(dtype=torch.float64)) for v in variances),
+        coordinate_deviations=tuple(float(v.sqrt().sum(dtype=torch.float64)) / c4 for v in variances),
         largest_gradient=largest,
         loss=total_loss,
     )

@@ -96,7 +96,7 @@ def _part(stage: Stage, batch: int, before: int, steps: int) -> Schedule:
 
 
 def with_noise(batch: int, ends: Sequence[float], scales: Sequence[float], least_share: float = 1 / 16) -> Growth:
-    """Return a growth that follows a noise scale: halves of the batch, as long as the noise is below twice of them.
+    """Return a growth that follows a noise scale: the smallest halving of the batch that is not below it.
 
     Args:
         batch: the stage's own.

@@ -53,6 +53,19 @@ class StepNoise:
         }
 
 
+def check_parts(wish: NoiseWish, stage: str, batch: int, microbatch: int) -> None:
+    """Raise InputError if the noise is wanted where a step is one microbatch."""
+    if wish == "on" and microbatch >= batch:
+        raise _one_part(stage)
+
+
+def _one_part(stage: str) -> InputError:
+    return InputError(
+        f"gradient_noise is on, but a step of stage {stage} is one microbatch, which has nothing to be compared "
+        "with: give a --microbatch of half the batch or less"
+    )
+
+
 class GradientNoise:
     """One rank's part of the measurement."""
 
@@ -71,18 +84,19 @@ class GradientNoise:
             if hasattr(module, "set_requires_gradient_sync"):  # FSDP2's
                 module.register_forward_pre_hook(lambda found, _, path=name: self._hook(found, path))
 
-    def enter(self, stage: str, parts: int, *, sorts: bool) -> None:
+    def enter(self, stage: str, parts: int, *, sorts: bool, repeats: bool = False) -> None:
         """Begin a stage.
 
         Args:
             stage: its name.
             parts: microbatches of a step, over all ranks.
             sorts: whether they are cut from samples in order of their lengths: such parts are no random draws.
+            repeats: whether a step has samples twice, being larger than the data: its parts then depend on each other.
 
         Raises:
             InputError: the noise is wanted and cannot be measured.
         """
-        self._measures = self._wish != "off" and parts > 1 and not sorts
+        self._measures = self._wish != "off" and parts > 1 and not sorts and not repeats
         if self._measures:
             self._hook(self._model, "")
         else:
@@ -96,10 +110,12 @@ class GradientNoise:
                 f"gradient_noise is on, but stage {stage} puts samples of like lengths into one microbatch, which are "
                 "no random draws: allowed is auto or off"
             )
-        raise InputError(
-            f"gradient_noise is on, but a step of stage {stage} is one microbatch, which has nothing to be compared "
-            "with: give a --microbatch of half the batch or less"
-        )
+        if repeats:
+            raise InputError(
+                f"gradient_noise is on, but a step of stage {stage} has more samples than the data: allowed is auto or "
+                "off"
+            )
+        raise _one_part(stage)
 
     def begin(self, *, by_layer: bool) -> None:
         """Forget the step before; the next one is to be told layer by layer, or as a whole only."""
@@ -121,7 +137,13 @@ class GradientNoise:
             self._watches = False
         small = [row for row, held in enumerate(self._held) if held]
         if small:
-            self._norms.add(small, torch._foreach_norm([self._held[row].pop() for row in small]))
+            # Autograd may come to a parameter in several goes, as when blocks that share it are run again.
+            whole = [
+                held[0] if len(held) == 1 else torch.stack(held).sum(0) for held in map(self._held.__getitem__, small)
+            ]
+            self._norms.add(small, torch._foreach_norm(whole))
+            for row in small:
+                self._held[row].clear()
         self._squared_sizes += samples**2
 
     def gathered(self) -> Tensor:

@@ -37,7 +37,7 @@ from largebatch.train.data_order import DataOrder, check_batch
 from largebatch.train.distributed import SaidByFirstRank, World
 from largebatch.train.finite import Diverged, first_bad_tensor
 from largebatch.train.folder_lock import claimed
-from largebatch.train.gradient_noise import GradientNoise
+from largebatch.train.gradient_noise import GradientNoise, check_parts
 from largebatch.train.held_out import HeldOut
 from largebatch.train.microbatch import Memory, activation_budget, check_multiple, largest_microbatch, measure
 from largebatch.train.observers import Observer
@@ -106,6 +106,7 @@ class Training:
             check_batch(stage.global_batch_samples, self.world.ranks)
             if self.run.microbatch != "auto":
                 check_multiple(self.run.microbatch, self._multiple, stage.global_batch_samples)
+                check_parts(self.run.gradient_noise, stage.name, stage.global_batch_samples, self.run.microbatch)
 
     def train(self, resume: bool) -> Outcome:
         """Run from the beginning or the newest checkpoint to the end, or to a wish to stop."""
@@ -202,7 +203,8 @@ class Training:
         microbatch = self.microbatch(stage, dataset, order)
         batches = MicrobatchDataset(self.task, dataset, order, microbatch, self.world.rank, self.world.ranks)
         parts = -(-stage.global_batch_samples // microbatch)
-        self._noise.enter(stage.name, parts, sorts=hasattr(dataset, "lengths"))
+        repeats = stage.global_batch_samples > len(dataset)
+        self._noise.enter(stage.name, parts, sorts=hasattr(dataset, "lengths"), repeats=repeats)
         first = self.progress.step - begins
         source = steps_from(batches, first, stage.steps, self.run.workers)
         for step in range(first, stage.steps):
