@@ -15,6 +15,7 @@ import numpy as np
 from largebatch.advise.advice import growth_by_noise, lines, noise_at, plot, table
 from largebatch.advise.branches import Place, Plan, find_place, least_samples, read_results, run_branches
 from largebatch.advise.critical_batch import find
+from largebatch.advise.theory import PARTS, measure_at, theory_lines
 from largebatch.aside import write_aside
 from largebatch.command_line import parse_known
 from largebatch.errors import InputError, check_at_least
@@ -62,6 +63,8 @@ class AdviseOptions:
     """How much above the best smaller batch a held-out loss may be, at no cost."""
     lr: float | None = None
     """Learning rate at the run's own batch; that of the schedule at the checkpoint if left out."""
+    theory: int = 0
+    """Training samples on which curvature and noise are measured, for what the bounds say; 0 for none."""
     dry_run: bool = False
     """Print what would run and how long it takes, and train nothing."""
 
@@ -72,6 +75,8 @@ class AdviseOptions:
                 raise InputError(f"--{name} is {value}, allowed is a finite number above 0")
         if not 0 <= self.tolerance < float("inf"):
             raise InputError(f"--tolerance is {self.tolerance}, allowed is a finite number from 0 up")
+        if self.theory < 0 or self.theory % PARTS:
+            raise InputError(f"--theory is {self.theory}, allowed is 0 or a multiple of {PARTS}")
         if self.samples is not None and self.minutes is not None:
             raise InputError("--samples and --minutes are both given: one follows from the other")
 
@@ -138,6 +143,7 @@ def advise_verb(name: str, options: AdviseOptions) -> int:
         growth = growth_by_noise(told, place) if grows else ()
         answer = lines(run, place, found, noise_at(told, place), rate, growth)
         if world.first:
+            answer += _theory(run, place, options.theory) if options.theory else []
             text = "\n".join([f"# How far the batch of {folder.name} can grow", "", *(f"- {line}" for line in answer)])
             text += f"\n\n{table(found)}\n\n![samples to the same loss](advice.svg)\n"
             write_aside(out / "advice.svg", plot(found))
@@ -146,6 +152,15 @@ def advise_verb(name: str, options: AdviseOptions) -> int:
                 print(line)
             print(f"advice: {out / 'advice.md'}")
     return 0
+
+
+def _theory(run: Run[Any, Any], place: Place, samples: int) -> list[str]:
+    left = place.stage_begins + place.stage.steps - place.step
+    try:
+        layers = measure_at(run, place.stage, place.checkpoint, samples)
+        return theory_lines(layers, max(left, 1), place.batch)
+    except ValueError as error:
+        return [f"What the bounds say is not known: {error}."]
 
 
 def _say(world: World, sentence: str) -> None:

@@ -1,6 +1,7 @@
 """`largebatch advise` on a real run: its answer, a kill on the way, and what it refuses."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def advised(run: Path, out: Path, *words: str) -> list[dict[str, Any]]:
 
 
 def test_it_answers_and_goes_on_after_a_kill(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = advised(run, tmp_path / "whole")
+    whole = advised(run, tmp_path / "whole", "--theory", "64")
     told = capsys.readouterr().out
     assert "from step 40 of 144: batches 40, 80 with 2 orders of the data, 640 samples" in told
     assert "this takes about" in told
@@ -41,6 +42,8 @@ def test_it_answers_and_goes_on_after_a_kill(run: Path, tmp_path: Path, capsys: 
     page = (tmp_path / "whole" / "advice.md").read_text()
     assert "| 80 |" in page
     assert "noise scale" in page
+    assert "layers are" in page
+    assert re.search(r"By these bounds (LARS|SGD)", page)
     assert (tmp_path / "whole" / "advice.svg").read_text().endswith("</svg>\n")
     assert [(line["order"], line["multiple"]) for line in whole] == [(0, 1), (0, 2), (1, 1), (1, 2)]
     assert [len(line["losses"]) for line in whole] == [8, 12, 8, 12]
@@ -97,6 +100,7 @@ def test_minutes_decide_over_the_samples(run: Path, capsys: pytest.CaptureFixtur
         (["--multiples", "2,3"], "--multiples is '2,3', allowed are whole numbers"),
         (["--multiples", "1"], "--multiples is '1', allowed are whole numbers"),
         (["--orders", "0"], "orders"),
+        (["--theory", "9"], "--theory is 9, allowed is 0 or a multiple of 8"),
         (["--samples", "0"], "--samples is 0"),
         (["--samples", "9", "--minutes", "1"], "one follows from the other"),
         (["--tolerance", "-1"], "--tolerance is -1"),
