@@ -212,8 +212,7 @@ def plot(found: Findings) -> str:
     batches = [one.batch for one in found.tried]
     finite = [1 + e for one in found.tried for e in one.excesses if math.isfinite(e)]
     top = max([1.5, *finite]) * 1.05
-    low, high = math.log2(batches[0]), math.log2(batches[-1]) or 1.0
-    low, high = low - 0.2, high + 0.2
+    low, high = math.log2(batches[0]) - 0.2, math.log2(batches[-1]) + 0.2
 
     def x(batch: float) -> float:
         return LEFT + WIDE * (math.log2(batch) - low) / (high - low)

@@ -211,7 +211,6 @@ class Training:
             began = time.perf_counter()
             microbatches = next(source)
             self._shared.prime(partial(self._passes.discarded, microbatches[0]))
-            self.optimizer.zero_grad(set_to_none=True)
             if not self._step(number, stage, step, microbatches, began, wish):
                 self._checkpoint()
                 self._checkpoints.finish()

@@ -69,10 +69,11 @@ class Passes:
         return torch.cat([totals, self._noise.gathered()]).tolist()
 
     def discarded(self, micro: LoadedMicrobatch, model: nn.Module) -> None:
-        """Run forward and backward over a microbatch; the caller throws the gradients away."""
+        """Run forward and backward over a microbatch, and throw the gradients away."""
         with self._autocast:
             sums = self._task.loss(model, moved(micro.batch, self._world.device))
         torch.stack(list(sums.values())).sum().backward()
+        model.zero_grad(set_to_none=True)
 
     def _set_generators(self, stage: int, step: int, first_position: int) -> None:
         seed = counter_random.key(self._seed, _DROPOUT, stage, step, first_position) >> 1
