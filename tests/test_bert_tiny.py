@@ -1,9 +1,9 @@
-"""The recipe of the table in miniature: at every batch the same samples, warm-up steps, and the square-root rule."""
+"""The recipes of the table in miniature and of the demo: batches at the same samples, and the square-root rule."""
 
 import pytest
 
 from largebatch.errors import InputError
-from largebatch.recipes.bert import PretrainingRun, bert_tiny
+from largebatch.recipes.bert import PretrainingRun, bert_demo, bert_tiny
 
 
 def samples(run: PretrainingRun) -> list[int]:
@@ -23,6 +23,19 @@ def test_batches_differ_in_steps_and_rate_and_in_nothing_else() -> None:
         assert one.task_options == other.task_options
     assert small.stages[0].peak_lr == 0.0018
     assert bert_tiny(64).stages[1].global_batch_samples == 32
+
+
+def test_the_demo_takes_so_many_samples_at_every_batch_if_told() -> None:
+    assert bert_demo(samples=204_800) == bert_demo()
+    for batch in (64, 512, 2048):
+        run = bert_demo(batch, samples=204_800)
+        assert samples(run)[0] == 204_800
+        assert samples(run)[1] == pytest.approx(11_264, abs=batch / 4)
+        assert run.stages[0].peak_lr == pytest.approx(bert_demo().stages[0].peak_lr * (batch / 256) ** 0.5)
+        assert run.stages[0].schedule.warmup_steps == run.stages[0].steps // 10
+    assert [stage.steps for stage in bert_demo(512).stages] == [800, 88], "not told, a larger batch sees more"
+    with pytest.raises(InputError, match="samples is 100, allowed is a batch or more, 256"):
+        bert_demo(samples=100)
 
 
 @pytest.mark.parametrize(

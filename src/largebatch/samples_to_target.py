@@ -57,6 +57,8 @@ class Growth:
     points: int
     left_out: int = 0
     """Runs that never reached the target: what they would have needed is not known, only that it is more."""
+    points_are: str = "runs"
+    """What a sentence calls the points."""
 
     @property
     def critical_batch(self) -> float:
@@ -76,15 +78,15 @@ class Growth:
         share = f"({self.level:.0%})"
         if not self.samples_per_batch:
             bound = f": the critical batch is {low:,.0f} or more {share}" if low else ""
-            return f"the samples to the target do not grow with the batch in {self.points} runs{bound}"
+            return f"the samples to the target do not grow with the batch in {self.points} {self.points_are}{bound}"
         if not self.least_samples:
             bound = f": the critical batch is {max(high, 1):,.0f} or less {share}" if math.isfinite(high) else ""
-            return f"the samples to the target grow as the batch does in {self.points} runs{bound}"
+            return f"the samples to the target grow as the batch does in {self.points} {self.points_are}{bound}"
         lower = f"{low:,.0f}" if low else "no lower bound"
         upper = f"{high:,.0f}" if math.isfinite(high) else "no upper bound"
         return (
             f"critical batch {self.critical_batch:,.0f} ({self.level:.0%}: {lower} to {upper}), "
-            f"{self.least_samples:,.0f} samples at the least, from {self.points} runs"
+            f"{self.least_samples:,.0f} samples at the least, from {self.points} {self.points_are}"
         )
 
 

@@ -1,6 +1,7 @@
 """A batch that grows: the same samples, one schedule over them, the rate with the square root of the batch."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from largebatch.cli import main
 from largebatch.errors import InputError
 from largebatch.schedules import Schedule
 from largebatch.train.batch_growth import Growth, grown, read_growth, with_noise, written
+from largebatch.train.data_order import DataOrder
 from largebatch.train.ledger import read_ledger
 from largebatch.train.run import Stage
+from train.toy import toy
 
 STAGE = Stage(name="all", global_batch_samples=512, steps=400, peak_lr=0.02, schedule=Schedule(warmup_steps=40))
 
@@ -60,6 +63,45 @@ def test_parts_have_their_shares_of_the_samples() -> None:
     assert parts[-1].peak_lr == STAGE.peak_lr
     kept = grown(replace(STAGE, reset_moments=True), ((64, 0.05),))
     assert [part.reset_moments for part in kept] == [True, False]
+
+
+def indices_read(stages: tuple[Stage, ...], data: int) -> Counter[tuple[int, int]]:
+    """Return how often each (epoch, sample) is read, stage after stage."""
+    run, found = replace(toy(), stages=stages), Counter[tuple[int, int]]()
+    for number, stage in enumerate(stages):
+        first, before = run.data_begins(number)
+        batch = stage.global_batch_samples
+        order = DataOrder(seed=0, stage=first, dataset_samples=data, global_batch_samples=batch, samples_before=before)
+        found.update(sample for step in range(stage.steps) for sample in order.first_samples(step, batch))
+    return found
+
+
+def test_parts_read_on_in_one_order_of_the_data() -> None:
+    parts = grown(STAGE, ((64, 0.05), (128, 0.2)))
+    samples = sum(part.steps * part.global_batch_samples for part in parts)
+    found = indices_read(parts, data=3 * samples // 5)
+    assert set(found.values()) == {1}, "no sample of an epoch is read twice"
+    assert sum(found.values()) == samples
+    assert {sample for epoch, sample in found if epoch == 0} == set(range(3 * samples // 5)), "and none left out"
+    anew = tuple(replace(part, continues_data=False) for part in parts)
+    assert max(indices_read(anew, data=3 * samples // 5).values()) > 1, "an order for each part repeats some"
+
+
+def test_a_stage_after_a_grown_one_begins_an_order_of_its_own() -> None:
+    parts = grown(STAGE, ((64, 0.05),))
+    run = replace(
+        toy(), stages=(*parts, replace(STAGE, name="second"), *grown(replace(STAGE, name="third"), ((128, 0.5),)))
+    )
+    assert [run.data_begins(number)[0] for number in range(5)] == [0, 0, 2, 3, 3]
+    assert [run.data_begins(number)[1] == 0 for number in range(5)] == [True, False, True, True, False]
+
+
+def test_the_first_stage_cannot_go_on_in_data() -> None:
+    with pytest.raises(InputError, match="goes on in the data of the one before"):
+        replace(toy(), stages=(replace(STAGE, continues_data=True),))
+    other = replace(STAGE, name="other", continues_data=True, task_options={"sequence_length": 3})
+    with pytest.raises(InputError, match="goes on in the data of the one before"):
+        replace(toy(), stages=(STAGE, other))
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,20 @@ def test_only_where_and_in_which_portions_may_change() -> None:
     assert changed_fields(record, longer.as_dict()) == ["stages.0.steps (recorded 12, given 13)"]
 
 
+def test_a_record_from_before_a_field_came_is_the_same_run() -> None:
+    record = toy().as_dict()
+    for stage in record["stages"]:
+        del stage["continues_data"]
+    assert changed_fields(record, toy().as_dict()) == []
+    first, *others = toy().stages
+    going_on = replace(toy(), stages=(first, replace(first, name="more", continues_data=True), *others))
+    of_old = going_on.as_dict()
+    del of_old["stages"][1]["continues_data"]
+    assert changed_fields(of_old, going_on.as_dict()) == ["stages.1.continues_data (recorded False, given True)"], (
+        "a growing batch of before read its data anew in each part"
+    )
+
+
 def test_the_learning_rate_follows_each_stage_from_zero() -> None:
     for stage in toy().stages:
         assert stage.lr(0) == 0.0

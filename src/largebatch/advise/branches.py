@@ -120,6 +120,7 @@ def branch_run(run: Run[Any, Any], plan: Plan, order: int, multiple: int) -> Run
         peak_lr=scale_lr(place.lr, place.batch, batch),
         schedule=Schedule(shape="constant"),
         reset_moments=False,
+        continues_data=False,
     )
     return replace(
         run,

@@ -303,6 +303,7 @@ def _growth(seen: _Shown, drawn: Sequence[_Shown], batch: int, samples: int) -> 
         level=LEVEL,
         points=len(reached),
         left_out=len(seen.excesses) - len(reached),
+        points_are="batches",
     )
 
 

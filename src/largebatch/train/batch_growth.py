@@ -7,7 +7,8 @@ eta and a schedule f over its T B samples, the part at batch b plays f at the sa
     peak rate   eta sqrt(b / B)
     warm-up     w B / b steps,   decay over T B / b steps,   from step (samples before) / b on
 
-each rounded to whole steps of b. The last part, at B, has the stage's own rate.
+each rounded to whole steps of b. The last part, at B, has the stage's own rate. All parts read one order of the data,
+each from where the one before it ended.
 """
 
 import re
@@ -71,6 +72,7 @@ def grown(stage: Stage, growth: Growth) -> tuple[Stage, ...]:
                 peak_lr=scale_lr(stage.peak_lr, own, batch),
                 schedule=_part(stage, batch, before, steps),
                 reset_moments=stage.reset_moments and not found,
+                continues_data=stage.continues_data or bool(found),
             )
         )
         before += steps * batch

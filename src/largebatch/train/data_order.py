@@ -2,6 +2,7 @@
 
 In a stage with global batch B the i-th sample of step s has position q = s*B + i. Over a data set of N samples it
 belongs to epoch q // N and is sample P(q mod N), where P is a bijection of [0, N) keyed by (seed, stage, epoch).
+A stage that goes on with the order of an earlier one has its key, and the samples before it are added to q.
 Batches may straddle epochs. Nothing is stored and nothing is shuffled: any position can be asked for at once, in
 constant memory, on any rank.
 
@@ -94,6 +95,8 @@ class DataOrder:
     stage: int
     dataset_samples: int
     global_batch_samples: int
+    samples_before: int = 0
+    """Those that earlier stages have had of the same order."""
 
     def __post_init__(self) -> None:
         if self.dataset_samples < 1:
@@ -103,7 +106,7 @@ class DataOrder:
 
     def samples(self, positions: NDArray[np.int64]) -> list[SampleId]:
         """Return (epoch, index) for each position in the stage."""
-        epochs, offsets = np.divmod(positions, self.dataset_samples)
+        epochs, offsets = np.divmod(self.samples_before + positions, self.dataset_samples)
         indices = np.empty_like(offsets)
         for epoch in np.unique(epochs):
             key = counter_random.key(self.seed, _ORDER, self.stage, int(epoch))

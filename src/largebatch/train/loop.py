@@ -244,11 +244,13 @@ class Training:
     def stage_data(self, number: int, stage: Stage) -> tuple[TaskDataset, DataOrder]:
         """Return the training data of a stage and the order in which it is read."""
         dataset = self.task.dataset(stage, self.run.seed)
+        first, before = self.run.data_begins(number)
         order = DataOrder(
             seed=self.run.seed,
-            stage=number,
+            stage=first,
             dataset_samples=len(dataset),
             global_batch_samples=stage.global_batch_samples,
+            samples_before=before,
         )
         return dataset, order
 

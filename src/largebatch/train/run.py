@@ -26,6 +26,9 @@ CHANGEABLE_AT_RESUME = ("microbatch", "workers", "device", "sharding", "shard_ra
 CHANGEABLE_AT_RESUME += ("gradient_noise", "task.corrupt")
 """Fields of a run that do not change what is computed, only where, in which portions, and what ends the run."""
 
+_BEFORE_IT_WAS_RECORDED = {"continues_data": False}
+"""Fields that came later -> what they are in a record without them."""
+
 _MOST_SAMPLES, _MOST_STEPS = 2**27, 2**40
 
 
@@ -54,6 +57,7 @@ class Stage:
         betas: (beta1, beta2) in this stage; None leaves the optimizer's own.
         task_options: what the task needs to know of the stage, such as the sequence length.
         reset_moments: True forgets the optimizer's state when the stage begins; False carries it over.
+        continues_data: True goes on in the order of data where the stage before ended; False begins one of its own.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Stage:
     betas: tuple[float, float] | None = None
     task_options: Mapping[str, Any] = field(default_factory=dict)
     reset_moments: bool = False
+    continues_data: bool = False
 
     def __post_init__(self) -> None:
         for name, most in (("global_batch_samples", _MOST_SAMPLES), ("steps", _MOST_STEPS)):
@@ -126,6 +131,11 @@ class Run(Generic[TaskT, OptimizerT]):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise InputError(f"the stages are named {names}, allowed are names that differ")
+        for before, stage in zip((None, *self.stages), self.stages, strict=False):
+            if stage.continues_data and (before is None or before.task_options != stage.task_options):
+                raise InputError(
+                    f"stage {stage.name!r} goes on in the data of the one before: one with its task_options is needed"
+                )
         if self.microbatch != "auto" and self.microbatch < 1:
             raise InputError(f"microbatch is {self.microbatch}, allowed is auto, or 1 sample or more")
         if self.seed >= 1 << 63:
@@ -146,6 +156,13 @@ class Run(Generic[TaskT, OptimizerT]):
     def steps(self) -> int:
         """Optimizer steps over all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def data_begins(self, number: int) -> tuple[int, int]:
+        """Return the stage with which the order of data of stage `number` began, and the samples in it before."""
+        first = number
+        while self.stages[first].continues_data:
+            first -= 1
+        return first, sum(stage.steps * stage.global_batch_samples for stage in self.stages[first:number])
 
     def as_dict(self) -> dict[str, Any]:
         """Return the run as plain data, the form that run.json holds."""
@@ -171,7 +188,8 @@ def changed_fields(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> li
     def compare(path: str, old: Any, new: Any) -> None:
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             for name in sorted(set(old) | set(new)):
-                compare(f"{path}.{name}" if path else name, old.get(name), new.get(name))
+                was = old.get(name, _BEFORE_IT_WAS_RECORDED.get(name))
+                compare(f"{path}.{name}" if path else name, was, new.get(name))
         elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
             for number, (left, right) in enumerate(zip(old, new, strict=True)):
                 compare(f"{path}.{number}", left, right)
