@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from largebatch.noise_scale import NoiseEstimate, NoiseScale, RunningNoise, from_parts, from_two_batches, over_steps
+from largebatch.noise_scale import (
+    NoiseEstimate,
+    NoiseScale,
+    RunningNoise,
+    from_parts,
+    from_two_batches,
+    of_steps,
+    over_steps,
+)
 
 Array = NDArray[np.float64]
 
@@ -155,3 +163,8 @@ def test_running_averages_are_exact_from_the_first_step_on() -> None:
 def test_what_cannot_be_estimated_is_refused(wrong: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         wrong()
+
+
+def test_steps_that_were_not_measured_are_left_out() -> None:
+    nan = float("nan")
+    assert of_steps([1.0, nan, 3.0, 4.0], [5.0, 6.0, nan, 8.0]) == [NoiseEstimate(1.0, 5.0), NoiseEstimate(4.0, 8.0)]

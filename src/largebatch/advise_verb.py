@@ -195,7 +195,7 @@ def _identity(record: dict[str, Any], place: Place) -> str:
 def _rate(told: RunFolder, place: Place) -> float:
     """Return the run's samples per second near a place."""
     train = told.train
-    near = (train.step > place.stage_begins) & (train.step <= place.stage_begins + place.stage.steps)
+    near = train.between(place.stage_begins, place.stage_begins + place.stage.steps)
     rates = train.samples_per_second[near & np.isfinite(train.samples_per_second)]
     if not len(rates):
         raise InputError(f"{told.folder} has no steps of the stage {place.stage.name}: nothing says how fast it is")

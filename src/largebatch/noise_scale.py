@@ -26,7 +26,7 @@ one size; the interval is Fieller's for a ratio of means (1954).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -54,6 +54,12 @@ class NoiseEstimate:
         return NoiseEstimate(
             self.gradient_square + other.gradient_square, self.covariance_trace + other.covariance_trace
         )
+
+
+def of_steps(gradient_squares: Iterable[float], covariance_traces: Iterable[float]) -> list[NoiseEstimate]:
+    """Return the estimates of steps from the two columns of a ledger, without those that were not finite."""
+    pairs = zip(gradient_squares, covariance_traces, strict=True)
+    return [NoiseEstimate(*pair) for pair in pairs if all(map(math.isfinite, pair))]
 
 
 def from_two_batches(small_batch: float, small_square: float, large_batch: float, large_square: float) -> NoiseEstimate:

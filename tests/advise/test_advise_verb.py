@@ -206,3 +206,31 @@ def test_a_stop_is_saved_and_gone_on_from(run: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert len((out / "branches.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_two_ranks_find_what_one_does(run: Path, tmp_path: Path) -> None:
+    one = advised(run, tmp_path / "one")
+    out = tmp_path / "two"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--log-dir={tmp_path / 'launcher'}"]
+    words = ["--nproc-per-node=2", "-m", "largebatch", "advise", str(run), "--checkpoint", "40", "--out", str(out)]
+
+    def told(*more: str, few: tuple[str, ...] = FEW) -> tuple[int, str, str]:
+        command = [*launcher, *words, *few, *more]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    code, answer, errors = told("--theory", "64")
+    assert code == 0, errors
+    assert answer.count("After step 40, batch 40") == 1, "the first rank alone tells it"
+    assert "By these bounds" in (out / "advice.md").read_text()
+    two = [json.loads(line) for line in (out / "branches.jsonl").read_text().splitlines()]
+    assert [(line["order"], line["multiple"]) for line in two] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    for ours, single in zip(two, one, strict=True):
+        assert ours["losses"] == pytest.approx(single["losses"], rel=1e-4)
+    code, answer, errors = told()
+    assert code == 0, errors
+    assert "branch 1" not in answer, "nothing is trained again"
+    code, _, errors = told("--orders", "3", few=FEW[:-2])
+    assert code != 0
+    assert "holds branches with another orders (2, asked for is 3)" in errors

@@ -9,7 +9,7 @@ import numpy as np
 
 from largebatch.advise.branches import Place
 from largebatch.advise.critical_batch import Findings, Tried
-from largebatch.noise_scale import NoiseEstimate, NoiseScale, over_steps
+from largebatch.noise_scale import NoiseEstimate, NoiseScale, of_steps, over_steps
 from largebatch.report.run_folder import RunFolder
 from largebatch.report.wording import count, duration, plural, significant
 from largebatch.scaling import scale_adam, scale_lr
@@ -67,16 +67,15 @@ def settings(run: Run[Any, Any], place: Place, batch: int) -> Settings:
 def noise_at(folder: RunFolder, place: Place) -> NoiseScale | None:
     """Return the noise scale in the steps before a place, of its stage; None where it was not measured."""
     train = folder.train
-    last = np.flatnonzero((train.step <= place.step) & (train.step > max(place.stage_begins, place.step - _NEAR_STEPS)))
-    pairs = zip(train.gradient_square[last].tolist(), train.covariance_trace[last].tolist(), strict=True)
-    found = [NoiseEstimate(*pair) for pair in pairs if all(map(math.isfinite, pair))]
+    near = train.between(max(place.stage_begins, place.step - _NEAR_STEPS), place.step)
+    found = of_steps(train.gradient_square[near].tolist(), train.covariance_trace[near].tolist())
     return over_steps(found) if len(found) >= 8 else None
 
 
 def growth_by_noise(folder: RunFolder, place: Place) -> Growth:
     """Return a batch that grows with the noise scale of a place's stage; nothing where that is no smaller."""
     train, stage = folder.train, place.stage
-    inside = (train.step > place.stage_begins) & (train.step <= place.stage_begins + stage.steps)
+    inside = train.between(place.stage_begins, place.stage_begins + stage.steps)
     measured = np.flatnonzero(inside & np.isfinite(train.gradient_square) & np.isfinite(train.covariance_trace))
     if len(measured) < _LEAST_MEASURED:
         return ()

@@ -52,10 +52,11 @@ def measure_at(run: Run[Any, Any], stage: Stage, checkpoint: Path, samples: int,
     order = DataOrder(seed=run.seed, stage=0, dataset_samples=len(dataset), global_batch_samples=samples)
     places, size = order.first_samples(0, samples), samples // PARTS
     batches = [task.collate(read(dataset, places[first : first + size])) for first in range(0, samples, size)]
-    return measure(model.eval(), _losses(task, model, batches), [size] * PARTS, most_products=most_products)
+    return measure(model.eval(), losses_of(task, model, batches), [size] * PARTS, most_products=most_products)
 
 
-def _losses(task: Task, model: nn.Module, batches: Sequence[Batch]) -> list[Loss]:
+def losses_of(task: Task, model: nn.Module, batches: Sequence[Batch]) -> list[Loss]:
+    """Return, for each part of a batch, what runs a model over it and gives its share of the batch's mean loss."""
     counts = [task.counts(batch) for batch in batches]
     totals = {term: sum(count[term] for count in counts) for term in task.weights}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from largebatch.noise_scale import NoiseEstimate, NoiseScale, over_steps
+from largebatch.noise_scale import NoiseScale, of_steps, over_steps
 from largebatch.report import wording
 from largebatch.report.charts import Chart, Colour, Series, Table
 from largebatch.report.heat_map import short_names
@@ -51,11 +51,10 @@ def _measured(run: RunFolder) -> NDArray[np.bool_]:
 def _stretches(run: RunFolder) -> list[_Stretch]:
     train, found = run.train, []
     for stage in run.stages:
-        inside = np.flatnonzero(_measured(run) & (train.step > stage.first_step) & (train.step <= stage.last_step))
+        inside = np.flatnonzero(_measured(run) & train.between(stage.first_step, stage.last_step))
         parts = min(STRETCHES, len(inside) // LEAST_STEPS)
         for part in np.array_split(inside, parts) if parts else []:
-            pairs = zip(train.gradient_square[part].tolist(), train.covariance_trace[part].tolist(), strict=True)
-            noise = over_steps([NoiseEstimate(*pair) for pair in pairs])
+            noise = over_steps(of_steps(train.gradient_square[part].tolist(), train.covariance_trace[part].tolist()))
             found.append(_Stretch(int(part[-1]), stage, noise))
     return found
 
@@ -70,7 +69,7 @@ def _scale_chart(run: RunFolder, stretches: list[_Stretch]) -> Chart:
     batch = np.full(len(train), np.nan)
     breaks = []
     for stage in run.stages:
-        inside = np.flatnonzero((train.step > stage.first_step) & (train.step <= stage.last_step))
+        inside = np.flatnonzero(train.between(stage.first_step, stage.last_step))
         if not len(inside):
             continue
         batch[inside] = stage.global_batch_samples
@@ -164,6 +163,6 @@ def _layers_chart(run: RunFolder) -> Chart | None:
 
 
 def _layer_row(name: str, share: float, square: Numbers, trace: Numbers) -> tuple[str, ...]:
-    noise = over_steps([NoiseEstimate(*pair) for pair in zip(square.tolist(), trace.tolist(), strict=True)])
+    noise = over_steps(of_steps(square.tolist(), trace.tolist()))
     low, high = (_shown(end) for end in noise.interval)
     return name, wording.percent(share), _shown(noise.scale), f"{low} to {high}"

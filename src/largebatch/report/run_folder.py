@@ -67,6 +67,10 @@ class TrainSteps:
     def __len__(self) -> int:
         return len(self.step)
 
+    def between(self, first_step: int, last_step: int) -> NDArray[np.bool_]:
+        """Return which of them are the steps first_step + 1 ... last_step."""
+        return (self.step > first_step) & (self.step <= last_step)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRatios:

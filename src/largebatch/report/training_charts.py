@@ -41,7 +41,7 @@ def _train_series(run: RunFolder, name: str, y: Numbers, colour: Colour) -> tupl
 
 
 def _steps_of(run: RunFolder, stage: PlannedStage) -> NDArray[np.bool_]:
-    return (run.train.step > stage.first_step) & (run.train.step <= stage.last_step)
+    return run.train.between(stage.first_step, stage.last_step)
 
 
 def smoothing_steps(run: RunFolder) -> int:
