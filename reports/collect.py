@@ -1,10 +1,12 @@
 """Gather runs into what a report commits: their last scores over seeds, as JSON and as a table.
 
     python reports/collect.py reports/minilm/results.json 8000=runs/minilm/8000 2000=runs/minilm/2000
+    python reports/collect.py reports/advice/bert/results.json --scores nsp_accuracy,mlm_loss 64=runs/bert-64
 
 Each word is LABEL=FOLDER, where FOLDER holds the runs seed-0, seed-1 and so on, or is a single run. Runs that the JSON
 has already, of other labels or other seeds, stay in it: those of a report may come from several machines. The table
-stands in the README.md beside the JSON, between the lines <!-- scores --> and <!-- /scores -->.
+stands in the README.md beside the JSON, between the lines <!-- scores --> and <!-- /scores -->. All scores are kept, or
+those that are named; the last is shown of each seed too.
 """
 
 import json
@@ -46,13 +48,15 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def gather(words: list[str]) -> Groups:
-    """Return label -> runs, by seed."""
+def gather(words: list[str], scores: list[str] | None = None) -> Groups:
+    """Return label -> runs, by seed, with all scores or with those of these names."""
     found = {}
     for word in words:
         label, _, folder = word.rpartition("=")
         seeds = sorted(Path(folder).glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
-        found[label] = [read_run(path) for path in seeds or [Path(folder)]]
+        runs = [read_run(path) for path in seeds or [Path(folder)]]
+        kept = scores or list(runs[0]["scores"])
+        found[label] = [{**run, "scores": {name: run["scores"][name] for name in kept}} for run in runs]
     return found
 
 
@@ -101,9 +105,12 @@ def insert(page: str, text: str, mark: str = "scores") -> str:
 
 def main(words: list[str]) -> None:
     """Write the JSON and the table."""
-    target = Path(words[0])
+    target, scores = Path(words[0]), None
+    if words[1:2] == ["--scores"]:
+        scores = words[2].split(",")
+        words = [words[0], *words[3:]]
     held = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
-    groups = merged(held, gather(words[1:]))
+    groups = merged(held, gather(words[1:], scores))
     target.write_text(json.dumps(groups, indent=1) + "\n", encoding="utf-8")
     page = target.parent / "README.md"
     page.write_text(insert(page.read_text(encoding="utf-8"), table(groups)), encoding="utf-8")

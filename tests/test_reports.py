@@ -18,7 +18,7 @@ from report.made_run import make_lines, make_record, write_run
 
 ROOT = Path(__file__).parents[1]
 
-RESULTS = sorted((ROOT / "reports").glob("*/results.json"))
+RESULTS = sorted((ROOT / "reports").rglob("results.json"))
 
 
 def run(seed: int, **scores: float) -> dict[str, object]:
@@ -170,7 +170,11 @@ def test_a_run_that_has_not_ended_is_refused(tmp_path: Path) -> None:
     record = make_record()
     write_run(tmp_path / "seed-0", record, make_lines(record, steps=100))
     write_run(tmp_path / "seed-1", record, make_lines(record))
-    assert collect.gather([f"x={tmp_path / 'seed-1'}"])["x"][0]["seed"] == 3
+    whole = collect.gather([f"x={tmp_path / 'seed-1'}"])["x"][0]
+    assert whole["seed"] == 3
+    last = list(whole["scores"])[-1]
+    kept = collect.gather([f"x={tmp_path / 'seed-1'}"], [last])["x"][0]
+    assert kept == {**whole, "scores": {last: whole["scores"][last]}}
     with pytest.raises(ValueError, match="has not come to its end"):
         collect.gather([f"x={tmp_path}"])
 
