@@ -82,7 +82,7 @@ def growth_by_noise(folder: RunFolder, place: Place) -> Growth:
     ends, scales = [], []
     for part in np.array_split(measured, _STRETCHES):
         mean = NoiseEstimate(float(train.gradient_square[part].mean()), float(train.covariance_trace[part].mean()))
-        ends.append(float(train.step[part[-1]] - place.stage_begins) / stage.steps)
+        ends.append(float(f"{(train.step[part[-1]] - place.stage_begins) / stage.steps:.3g}"))
         scales.append(mean.scale)
     return with_noise(place.batch, ends, scales)
 
