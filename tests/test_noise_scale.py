@@ -165,6 +165,16 @@ def test_what_cannot_be_estimated_is_refused(wrong: Callable[[], object], senten
         wrong()
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_is_not_finite_is_refused(wrong: float) -> None:
+    sound = [NoiseEstimate(1.0, 2.0)] * 4
+    for one in (NoiseEstimate(wrong, 1.0), NoiseEstimate(1.0, wrong)):
+        with pytest.raises(ValueError, match="not finite"):
+            over_steps([*sound, one])
+    with pytest.raises(ValueError, match="allowed are finite ones"):
+        from_two_batches(1, wrong, 2, 1.0)
+
+
 def test_steps_that_were_not_measured_are_left_out() -> None:
     nan = float("nan")
     assert of_steps([1.0, nan, 3.0, 4.0], [5.0, 6.0, nan, 8.0]) == [NoiseEstimate(1.0, 5.0), NoiseEstimate(4.0, 8.0)]

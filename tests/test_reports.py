@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import convergence_study
 import gpt_study
 import image_study
 import rate_study
+from largebatch.advise.critical_batch import Branch, find
 from largebatch.study.report import write_report
 from report.made_run import make_lines, make_record, write_run
 
@@ -207,3 +209,38 @@ def test_the_tables_and_the_figure_of_the_theorems_are_those_of_what_was_measure
     assert convergence_study.figure(found["regimes"]) == (folder / "regimes.svg").read_text(encoding="utf-8")
     found["rules"]["sgd"]["slopes"][0]["slope"] -= 0.1
     assert convergence_study.with_tables(page, found) != page
+
+
+ADVICE = {"bert": (256, 16_384), "gpt": (32, 8_192), "mnist": (256, 32_768)}
+"""Report of `largebatch advise` -> the run's own batch, and D."""
+
+
+@pytest.mark.parametrize(
+    "branches",
+    sorted((ROOT / "reports" / "advice").rglob("branches-*.jsonl")),
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_the_advice_of_a_report_follows_from_its_branches(branches: Path) -> None:
+    held = [Branch.read(json.loads(line)) for line in branches.read_text(encoding="utf-8").splitlines()]
+    batch, samples = ADVICE[branches.parent.name]
+    page = (branches.parent / "README.md").read_text(encoding="utf-8")
+    step = branches.stem.removeprefix("branches-")
+
+    def row(lines: list[Branch]) -> str:
+        found = find(lines, batch, samples, 0.01)
+        surely, possibly = (multiple * batch for multiple in found.no_cost_interval)
+        at = found.batch_at(0.2)
+        assert at is not None
+        assert found.growth is not None
+        ends = "{:,.0f} to {:,.0f}"
+        cells = [
+            f"{found.no_cost * batch:,} (surely {surely:,}, possibly {possibly:,})",
+            f"{at[0]:,.0f} ({ends.format(*at[1])})",
+            f"{found.growth.critical_batch:,.0f} ({ends.format(*found.growth.critical_batch_interval)})",
+        ]
+        gaps = [f"{tried.gap:+.3f}".replace("-", "−") for tried in found.tried[1:]]
+        return " | ".join([f"| {int(step):,}", *gaps, *cells]) + " |"
+
+    assert row(held) in page
+    others = [replace(one, losses=tuple(loss - 0.002 * one.multiple for loss in one.losses)) for one in held]
+    assert row(others) not in page

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from largebatch.advise.advice import growth_by_noise, lines, noise_at, plot, table
+from largebatch.advise.advice import growth_by_noise, lines, noise_sentence, plot, table
 from largebatch.advise.branches import Place, Plan, find_place, least_samples, read_results, run_branches
 from largebatch.advise.critical_batch import find
 from largebatch.advise.theory import PARTS, measure_at, theory_lines
@@ -30,10 +30,14 @@ from largebatch.train.run_record import LOCK, Origin, changed_options, fingerpri
 from largebatch.whole_way import WholeWay
 
 ADVICE = "advice.json"
+_BEGUN = (LOCK, f"{ADVICE}.partial")
+"""What a command that was killed at its very beginning leaves."""
 _FORMAT_VERSION = 1
 _SHARE = 0.05
 _EVALUATION_SHARE = 0.4
 """A sample that is judged takes about so much of the time of one that is trained on: a forward pass without another."""
+_LAYER_PRODUCTS, _PRODUCT_PASSES = 20, 10
+"""Products of the Hessian for each layer, and what one takes in training passes, small and in float32 as they are."""
 _MOST_TIMES = 10
 _STOPPED = 75
 
@@ -108,23 +112,28 @@ def advise_verb(name: str, options: AdviseOptions) -> int:
     folder = Path(name)
     told = RunFolder.read(folder)
     run, origin = _recorded_run(folder, told.record)
-    place = find_place(folder, run, options.checkpoint, options.lr)
+    step = options.checkpoint
+    if step is None and options.out is not None and (before := _asked(options.out)) is not None:
+        step = before.get("checkpoint")
+    place = find_place(folder, run, step, options.lr, options.out or folder / f"advice-{step}")
     rate = _rate(told, place)
-    plan = _plan(options, place, multiples, run, rate)
     out = options.out or folder / f"advice-{place.step}"
+    plan = _plan(options, place, multiples, run, rate, _asked(out) or {})
     expected = _seconds(plan, run, rate)
     asked = {
         "run": _identity(told.record, place),
         "checkpoint": place.step,
         "multiples": list(multiples),
         "orders": plan.orders,
+        "minutes": options.minutes,
         "samples": plan.samples,
         "lr": place.lr,
     }
     _check_folder(out, asked)
     read_results(out)
     with join_world(run.device) as world:
-        for line in _plan_lines(plan, run, expected, out):
+        theory = _theory_seconds(run, options.theory, rate) if options.theory else 0.0
+        for line in _plan_lines(plan, run, expected, theory, out):
             if world.first:
                 print(line, flush=True)
         if options.dry_run:
@@ -139,9 +148,9 @@ def advise_verb(name: str, options: AdviseOptions) -> int:
             return 0 if "WORLD_SIZE" in os.environ else _STOPPED
         found = find(branches, place.batch, plan.samples, options.tolerance)
         # Only a first stage can grow, and one that does already is several.
-        grows = place.stage is run.stages[0] and "--batch-growth" not in told.record["overrides"]
+        grows = place.stage is run.stages[0] and not any(stage.continues_data for stage in run.stages)
         growth = growth_by_noise(told, place) if grows else ()
-        answer = lines(run, place, found, noise_at(told, place), rate, growth)
+        answer = lines(run, place, found, noise_sentence(told, place), rate, growth)
         if world.first:
             answer += _theory(run, place, options.theory) if options.theory else []
             text = "\n".join([f"# How far the batch of {folder.name} can grow", "", *(f"- {line}" for line in answer)])
@@ -202,7 +211,14 @@ def _rate(told: RunFolder, place: Place) -> float:
     return float(np.median(rates))
 
 
-def _plan(options: AdviseOptions, place: Place, multiples: tuple[int, ...], run: Run[Any, Any], rate: float) -> Plan:
+def _plan(
+    options: AdviseOptions,
+    place: Place,
+    multiples: tuple[int, ...],
+    run: Run[Any, Any],
+    rate: float,
+    asked: dict[str, Any],
+) -> Plan:
     least = least_samples(place.batch, multiples)
 
     def made(rounds: int) -> Plan:
@@ -214,6 +230,8 @@ def _plan(options: AdviseOptions, place: Place, multiples: tuple[int, ...], run:
             f"the largest batch would be {multiples[-1] * place.batch:,}, but the data has {own:,} samples: "
             "give smaller --multiples"
         )
+    if options.minutes is not None and asked.get("minutes") == options.minutes and _is_count(asked.get("samples")):
+        return Plan(place=place, multiples=multiples, orders=options.orders, samples=asked["samples"])
     if options.minutes is not None:
         first = _seconds(made(1), run, rate)
         each = _seconds(made(2), run, rate) - first
@@ -241,14 +259,39 @@ def _seconds(plan: Plan, run: Run[Any, Any], rate: float) -> float:
     return (plan.total_samples + _EVALUATION_SHARE * evaluations * held_out) / rate
 
 
-def _plan_lines(plan: Plan, run: Run[Any, Any], expected: float, out: Path) -> Iterator[str]:
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _theory_seconds(run: Run[Any, Any], samples: int, rate: float) -> float:
+    """Return about how long the constants of the bounds take, at the run's own pace."""
+    layers = sum(p.requires_grad for p in run.task.build_model(run.seed).parameters())
+    return _LAYER_PRODUCTS * (layers + 1) * samples * _PRODUCT_PASSES / rate
+
+
+def _plan_lines(plan: Plan, run: Run[Any, Any], expected: float, theory: float, out: Path) -> Iterator[str]:
     batches = ", ".join(f"{k * plan.place.batch:,}" for k in plan.multiples)
     yield (
         f"from step {plan.place.step:,} of {run.steps:,}: batches {batches} with {plural(plan.orders, 'order')} of the "
         f"data, {plan.samples:,} samples at the run's own batch and {plan.branch_samples(plan.multiples[-1]):,} "
         "at the others"
     )
-    yield f"this takes about {duration(expected)} at the run's own pace; results go to {out}"
+    more = f", and the constants of the bounds about {duration(theory)}" if theory else ""
+    yield f"this takes about {duration(expected)} at the run's own pace{more}; results go to {out}"
+
+
+def _asked(out: Path) -> dict[str, Any] | None:
+    """Return what the branches of a folder were asked; None where it has none.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    if not (out / ADVICE).is_file():
+        return None
+    held = read_record(out / ADVICE, "piece of advice", _FORMAT_VERSION).get("asked")
+    if not isinstance(held, dict):
+        raise InputError(f"{out / ADVICE} is damaged: it does not say what was asked")
+    return held
 
 
 def _check_folder(out: Path, asked: dict[str, Any]) -> None:
@@ -257,10 +300,8 @@ def _check_folder(out: Path, asked: dict[str, Any]) -> None:
     Raises:
         InputError: in one sentence.
     """
-    if (out / ADVICE).is_file():
-        held = read_record(out / ADVICE, "piece of advice", _FORMAT_VERSION).get("asked")
-        if not isinstance(held, dict):
-            raise InputError(f"{out / ADVICE} is damaged: it does not say what was asked")
+    held = _asked(out)
+    if held is not None:
         if differing := [name for name in asked if held.get(name) != asked[name]]:
             raise InputError(
                 f"{out} holds branches with another {differing[0]} ({held.get(differing[0])}, asked for is "
@@ -268,7 +309,7 @@ def _check_folder(out: Path, asked: dict[str, Any]) -> None:
             )
     elif any(parent.is_file() for parent in out.parents):
         raise InputError(f"{out} cannot be made: a folder above it is a file")
-    elif out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(path.name not in _BEGUN for path in out.iterdir())):
         raise InputError(f"{out} holds other files, --out takes a folder that is new or empty, or has these branches")
 
 

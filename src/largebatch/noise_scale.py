@@ -72,8 +72,10 @@ def from_two_batches(small_batch: float, small_square: float, large_batch: float
         large_square: |G_B|^2.
 
     Raises:
-        ValueError: unless 0 < b < B.
+        ValueError: unless 0 < b < B, and all are finite.
     """
+    if not all(map(math.isfinite, (small_square, large_square))):
+        raise ValueError(f"the squared norms are {small_square} and {large_square}, allowed are finite ones")
     if not 0 < small_batch < large_batch < math.inf:
         raise ValueError(f"the batches are {small_batch} and {large_batch}, allowed are finite ones, 0 < b < B")
     return NoiseEstimate(
@@ -141,13 +143,16 @@ def over_steps(estimates: Sequence[NoiseEstimate], level: float = 0.95) -> Noise
         level: of the interval.
 
     Raises:
-        ValueError: fewer than three steps, or a level that is no share.
+        ValueError: fewer than three steps, one that is not finite (`of_steps` leaves such out), or a level that is no
+            share.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}, allowed is more than 0 and less than 1")
     n = len(estimates)
     if n < _LEAST_STEPS:
         raise ValueError(f"there are estimates of {n} steps, allowed are {_LEAST_STEPS} or more")
+    if not all(math.isfinite(one.gradient_square) and math.isfinite(one.covariance_trace) for one in estimates):
+        raise ValueError("an estimate is not finite, allowed are finite ones")
     a = [one.gradient_square for one in estimates]
     s = [one.covariance_trace for one in estimates]
     mean = NoiseEstimate(math.fsum(a) / n, math.fsum(s) / n)

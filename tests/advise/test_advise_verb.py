@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,8 @@ def test_the_runs_own_branch_that_diverges_ends_it(
     told = capsys.readouterr()
     assert "the run's own batch and rate diverged" in told.err
     assert "branch 2" not in told.out
+    assert main(words) == 2
+    assert "branch 2" not in capsys.readouterr().out, "said again it trains no other"
 
 
 def test_more_samples_in_a_step_than_there_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,6 +209,81 @@ def test_a_stop_is_saved_and_gone_on_from(run: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert len((out / "branches.jsonl").read_text().splitlines()) == 2
+
+
+def copied(run: Path, to: Path) -> Path:
+    shutil.copytree(run, to)
+    return to
+
+
+def test_it_goes_on_when_the_run_has_removed_its_checkpoint(run: Path, tmp_path: Path) -> None:
+    live, out = copied(run, tmp_path / "live"), tmp_path / "out"
+    whole = advised(live, out)
+    kept = (out / "branches.jsonl").read_text().splitlines(keepends=True)
+    (out / "branches.jsonl").write_text("".join(kept[:3]))
+    shutil.rmtree(out / "batch-80-order-1")
+    shutil.rmtree(live / "checkpoints" / "step-000000040")
+    assert advised(live, out) == whole
+    assert main(["advise", str(live), "--out", str(out), *FEW]) == 0, "which checkpoint it was is known"
+
+
+def test_a_damaged_checkpoint_is_named_and_can_be_mended(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hurt, out = copied(run, tmp_path / "hurt"), tmp_path / "out"
+    damaged = hurt / "checkpoints" / "step-000000040" / "__0_0.distcp"
+    sound = damaged.read_bytes()
+    words = ["advise", str(hurt), "--checkpoint", "40", "--out", str(out), *FEW]
+    damaged.write_bytes(sound[:-9] + b"123456789")
+    for more in ([], ["--dry-run"]):
+        assert main([*words, *more]) == 2
+        assert f"{damaged} is damaged or missing" in capsys.readouterr().err
+        assert not out.exists()
+    damaged.write_bytes(sound)
+    whole = advised(hurt, out)
+    (out / "branches.jsonl").write_text("")
+    for left in out.glob("batch-*"):
+        shutil.rmtree(left)
+    copy = out / "step-000000040" / "__0_0.distcp"
+    copy.unlink()
+    copy.write_bytes(b"not it")
+    assert advised(hurt, out) == whole, "a copy that has been damaged is made again"
+
+
+def test_a_checkpoint_under_another_steps_name_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    renamed = copied(run, tmp_path / "renamed") / "checkpoints"
+    shutil.rmtree(renamed / "step-000000040")
+    (renamed / "step-000000080").rename(renamed / "step-000000040")
+    assert main(["advise", str(renamed.parent), "--checkpoint", "40", "--out", str(tmp_path / "out"), *FEW]) == 2
+    assert "was written after step 80, its name says another" in capsys.readouterr().err
+
+
+def test_minutes_are_asked_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    live, out = copied(run, tmp_path / "live"), tmp_path / "out"
+    words = ["advise", str(live), "--checkpoint", "40", "--out", str(out), "--multiples", "1,2", "--orders", "1"]
+    words += ["--minutes", "0.05"]
+    assert main(words) == 0
+    faster = [json.loads(line) for line in (live / "metrics.jsonl").read_text().splitlines()]
+    for line in faster:
+        if "samples_per_second" in line:
+            line["samples_per_second"] *= 10
+    (live / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in faster))
+    capsys.readouterr()
+    assert main(words) == 0, "another pace makes no other question"
+    assert "branch 1" not in capsys.readouterr().out
+
+
+def test_a_command_killed_at_its_beginning_leaves_a_folder_that_can_be_used(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "advice.json.partial").write_text("{")
+    advised(run, tmp_path / "out")
+
+
+def test_what_theory_takes_is_said_before(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", str(run), "--checkpoint", "40", "--dry-run", *FEW, "--theory", "64"]) == 0
+    assert re.search(r"this takes about .*, and the constants of the bounds about \d", capsys.readouterr().out)
 
 
 @pytest.mark.slow

@@ -1,21 +1,30 @@
 """A batch that grows: the same samples, one schedule over them, the rate with the square root of the batch."""
 
 import math
+import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from largebatch.cli import main
 from largebatch.errors import InputError
 from largebatch.schedules import Schedule
 from largebatch.train.batch_growth import Growth, grown, read_growth, with_noise, written
 from largebatch.train.data_order import DataOrder
+from largebatch.train.distributed import World
 from largebatch.train.ledger import read_ledger
+from largebatch.train.loop import Training
 from largebatch.train.run import Stage
+from largebatch.train.run_record import Origin
 from train.toy import toy
+
+ALONE = World(0, 1, torch.device("cpu"))
+ORIGIN = Origin(recipe="train.toy:toy", recipe_name="toy")
 
 STAGE = Stage(name="all", global_batch_samples=512, steps=400, peak_lr=0.02, schedule=Schedule(warmup_steps=40))
 
@@ -87,6 +96,31 @@ def test_parts_read_on_in_one_order_of_the_data() -> None:
     assert max(indices_read(anew, data=3 * samples // 5).values()) > 1, "an order for each part repeats some"
 
 
+def test_a_run_reads_on_and_resumes_in_a_middle_part(tmp_path: Path) -> None:
+    stage = replace(toy().stages[0], global_batch_samples=16, steps=8)
+    task = replace(toy().task, samples=50, log_samples=str(tmp_path / "read"))
+    plain = replace(toy(), stages=grown(stage, ((4, 0.25), (8, 0.5))), task=task, keep_checkpoints=9)
+    assert [part.steps for part in plain.stages] == [8, 4, 4]
+    whole = Training(plain, tmp_path / "whole", ALONE, [], ORIGIN)
+    whole.train(resume=False)
+    read = [word for line in (tmp_path / "read").read_text().splitlines() for word in line.split()]
+    assert len(read) == 128
+    assert len(set(read)) == 128, "no sample of an epoch is read twice"
+    assert {word for word in read if word.startswith("0:")} == {f"0:{index}" for index in range(50)}
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for later in (tmp_path / "cut" / "checkpoints").glob("step-*"):
+        if int(later.name.removeprefix("step-")) > 9:
+            shutil.rmtree(later)
+    again = Training(plain, tmp_path / "cut", ALONE, [], ORIGIN)
+    again.train(resume=True)
+    assert torch.equal(weights(again), weights(whole)), "step 9 is in the part at 8"
+
+
+def weights(trained: Training) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trained.model.parameters()])
+
+
 def test_a_stage_after_a_grown_one_begins_an_order_of_its_own() -> None:
     parts = grown(STAGE, ((64, 0.05),))
     run = replace(
@@ -155,3 +189,13 @@ def test_a_run_grows_its_batch_and_goes_on(tmp_path: Path, capsys: pytest.Captur
     assert "cannot go on with another stages" in capsys.readouterr().err
     assert main([*words[:-1], "500:0.2", "--out", str(tmp_path / "other")]) == 2
     assert "batch_growth has the batches [500]" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_rate_each_part_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "digits", "--batch", "256", "--microbatch", "16", "--epochs", "20", "--batch-growth", "32:0.5"]
+    assert main([*words, "--dry-run", "--out", str(tmp_path / "run")]) == 0
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("stage "))
+    assert re.search(r"; peak lr 0\.0\d+ after [1-9]\d* warm-up steps", first)
+    later = re.search(r"; highest lr ([0-9.]+) after 0 warm-up steps, first ([0-9.]+)", second)
+    assert later is not None, second
+    assert float(later[1]) == pytest.approx(float(later[2]), rel=1e-2), "its warm-up lies behind it"

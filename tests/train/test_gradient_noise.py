@@ -107,5 +107,11 @@ def test_what_cannot_be_measured_is_said_or_left_out(tmp_path: Path, capsys: pyt
     twice = ["train", "train.toy:toy", "--samples", "8", "--out", str(tmp_path / "twice")]
     assert main([*twice, "--gradient-noise", "on"]) == 2
     assert "a step of stage one has more samples than the data" in capsys.readouterr().err
+    assert not (tmp_path / "twice").exists(), "nothing is begun"
+    left_open = ["train", "train.toy:toy", "--out", str(tmp_path / "open"), "--microbatch", "auto"]
+    assert main([*left_open, "--gradient-noise", "on"]) == 0, "auto takes two microbatches then"
+    assert all(
+        name in line for line in read_ledger(tmp_path / "open" / "metrics.jsonl") for name in WHOLE if "lr" in line
+    )
     assert main([*words, "--out", str(tmp_path / "auto")]) == 0
     assert not any(name in line for line in read_ledger(tmp_path / "auto" / "metrics.jsonl") for name in WHOLE)

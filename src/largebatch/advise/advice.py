@@ -18,7 +18,7 @@ from largebatch.train.run import Run
 
 MORE = 0.2
 """The share of samples more that an answer is given for."""
-_NEAR_STEPS = 50
+_NEAR_STEPS, _LEAST_NEAR = 50, 8
 _STRETCHES, _LEAST_MEASURED = 10, 80
 _DEVICES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -58,7 +58,7 @@ def settings(run: Run[Any, Any], place: Place, batch: int) -> Settings:
     return Settings(
         batch=batch,
         lr=scale_lr(stage.peak_lr, place.batch, batch),
-        warmup_steps=min(stage.schedule.warmup_steps, steps - 1),
+        warmup_steps=min(max(stage.schedule.warmup_steps - stage.schedule.offset_steps, 0), steps - 1),
         steps=steps,
         betas=betas if batch != place.batch else None,
     )
@@ -69,7 +69,23 @@ def noise_at(folder: RunFolder, place: Place) -> NoiseScale | None:
     train = folder.train
     near = train.between(max(place.stage_begins, place.step - _NEAR_STEPS), place.step)
     found = of_steps(train.gradient_square[near].tolist(), train.covariance_trace[near].tolist())
-    return over_steps(found) if len(found) >= 8 else None
+    return over_steps(found) if len(found) >= _LEAST_NEAR else None
+
+
+def noise_sentence(folder: RunFolder, place: Place) -> str:
+    """Say the noise scale before a place, or why there is none."""
+    noise = noise_at(folder, place)
+    if noise is not None:
+        return f"Measured in the steps before, {noise}; the critical batch is often larger."
+    if np.isfinite(folder.train.gradient_square[folder.train.between(0, place.step)]).any():
+        return (
+            f"The gradient's noise is not told here: fewer than {_LEAST_NEAR} of the steps before are of the stage "
+            f"{place.stage.name} and were measured."
+        )
+    return (
+        "The gradient's noise was not measured before this place: a step has to be of two microbatches at least, "
+        "so train with a --microbatch of half the batch or less."
+    )
 
 
 def growth_by_noise(folder: RunFolder, place: Place) -> Growth:
@@ -91,7 +107,7 @@ def lines(
     run: Run[Any, Any],
     place: Place,
     found: Findings,
-    noise: NoiseScale | None,
+    noise: str,
     samples_per_second: float,
     growth: Growth = (),
 ) -> list[str]:
@@ -101,20 +117,24 @@ def lines(
         run: the run that was asked about.
         place: where its branches begin.
         found: what they showed.
-        noise: its noise scale there.
+        noise: the sentence about its noise scale there.
         samples_per_second: of the run, with the devices that it had.
         growth: a batch that follows the noise scale.
     """
+    stage = f" (stage {place.stage.name})" if len(run.stages) > 1 else ""
     told = [
-        f"After step {place.step:,}, batch {place.batch:,}, rate {place.lr:.3g}: "
+        f"After step {place.step:,}{stage}, batch {place.batch:,}, rate {place.lr:.3g}: "
         f"{plural(len(found.tried), 'batch', 'batches')} on {found.samples:,} samples and half as many more, "
         f"{plural(len(found.tried[0].excesses), 'order')} of the data each."
     ]
+    grows = [f"A batch that grows as the noise scale did: --batch-growth {written(growth)}, and then {place.batch:,}."]
+    about_noise = [noise, *(grows if growth else [])]
     if not found.falls:
         return [
             *told,
-            "Nothing can be told: on so few samples the held-out loss falls by no more than it goes up and down. Give "
-            "more with --samples.",
+            "Nothing can be told by branches: on so few samples the held-out loss falls by no more than it goes up and "
+            "down. Give more with --samples, and another --out.",
+            *about_noise,
         ]
     told += [_no_cost(found), _at_more(found)]
     diverged = [one for one in found.tried if one.diverged]
@@ -125,11 +145,7 @@ def lines(
     more = found.batch_at(MORE)
     if more is not None and math.isfinite(more[0]) and (whole := _whole_multiple(more[0], place.batch)) > free.batch:
         told.append(f"For batch {whole:,}: {settings(run, place, whole).sentence()}.")
-    told.append(_noise_sentence(noise))
-    if growth:
-        told.append(
-            f"A batch that grows as the noise scale did: --batch-growth {written(growth)}, and then {place.batch:,}."
-        )
+    told += about_noise
     told.append(_time_sentence(place, free.batch, samples_per_second))
     return told
 
@@ -138,6 +154,8 @@ def _no_cost(found: Findings) -> str:
     low, high = (multiple * found.batch for multiple in found.no_cost_interval)
     reach = "or more, the largest that was tried" if found.tried_all else "of those that were tried"
     surely = f"surely up to {low:,}, possibly up to {high:,}"
+    if len(found.tried[0].excesses) == 1:
+        surely = "one order of the data tells no scatter, so how sure this is is not known"
     if found.no_cost == 1:
         return f"At no cost the batch does not grow: the next, {found.tried[1].batch:,}, already loses ({surely})."
     return (
@@ -159,15 +177,6 @@ def _at_more(found: Findings) -> str:
 
 def _whole_multiple(batch: float, of: int) -> int:
     return max(int(batch / of + 1e-9), 1) * of
-
-
-def _noise_sentence(noise: NoiseScale | None) -> str:
-    if noise is None:
-        return (
-            "The gradient's noise was not measured before this place: a step has to be of two microbatches at least, "
-            "so train with a --microbatch of half the batch or less."
-        )
-    return f"Measured in the steps before, {noise}; the critical batch is often larger."
 
 
 def _time_sentence(place: Place, batch: int, samples_per_second: float) -> str:

@@ -16,7 +16,7 @@ from largebatch.errors import InputError
 from largebatch.report.run_folder import RunFolder
 from largebatch.scaling import scale_lr
 from largebatch.schedules import Schedule
-from largebatch.train.checkpoint import checkpoints, step_of
+from largebatch.train.checkpoint import checkpoint_folder, checkpoints, step_of, verify
 from largebatch.train.distributed import World
 from largebatch.train.finite import Diverged
 from largebatch.train.loop import Outcome, Training
@@ -46,13 +46,22 @@ class Place:
         return self.stage.global_batch_samples
 
 
-def find_place(folder: Path, run: Run[Any, Any], step: int | None, lr: float | None) -> Place:
+def find_place(folder: Path, run: Run[Any, Any], step: int | None, lr: float | None, kept: Path) -> Place:
     """Return the place of a checkpoint, the newest at which the rate is not about to end if none is named.
 
+    Args:
+        folder: of the run.
+        run: as it is recorded.
+        step: of the checkpoint.
+        lr: the rate there, if not the schedule's.
+        kept: where branches have a copy of the one named, which the run may have removed since.
+
     Raises:
-        InputError: there is none, or its rate is too low and no other is given.
+        InputError: there is none, or its rate is too low and no other is given, or it is damaged.
     """
     found = {step_of(path): path for path in checkpoints(folder)}
+    if step is not None and step not in found and (copy := kept / checkpoint_folder(folder, step).name).is_dir():
+        found[step] = copy
     if not found:
         raise InputError(f"{folder} has no checkpoints")
     if step is not None and step not in found:
@@ -60,6 +69,7 @@ def find_place(folder: Path, run: Run[Any, Any], step: int | None, lr: float | N
     places = [_place(path, at, run, lr) for at, path in sorted(found.items(), reverse=True) if step in (None, at)]
     for place in places:
         if lr is not None or place.lr > _LEAST_RATE * place.stage.peak_lr:
+            verify(place.checkpoint)
             return place
     ends = ", ".join(f"{place.lr:.3g} after step {place.step}" for place in places)
     raise InputError(
@@ -179,10 +189,13 @@ def run_branches(
     start = folder / plan.place.checkpoint.name
     world.first_rank_does(lambda: _own(plan.place.checkpoint, start))
     for number, (order, k) in enumerate(plan.jobs(), 1):
+        place = folder / f"batch-{k * plan.place.batch}-order-{order}"
         if (order, k) in done:
+            world.first_rank_does(partial(_tidy, place))
+            if k == 1 and done[order, k].state == "diverged":
+                break
             continue
         tell(f"branch {number} of {len(plan.jobs())}: batch {k * plan.place.batch:,}, order {order}")
-        place = folder / f"batch-{k * plan.place.batch}-order-{order}"
         own = replace(origin, start=str(start))
         diverged = False
         try:
@@ -212,7 +225,13 @@ def run_branches(
 def _own(checkpoint: Path, start: Path) -> None:
     """Give the folder the checkpoint's files, by links where the disk has them; they never change."""
     if start.is_dir():
-        return
+        if start == checkpoint:
+            return
+        try:
+            verify(start)
+            return
+        except InputError:
+            shutil.rmtree(start)
     aside = start.with_name(start.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -228,5 +247,9 @@ def _keep(folder: Path, place: Path, branch: Branch) -> None:
     path = folder / RESULTS
     kept = path.read_bytes() if path.is_file() else b""
     write_aside(path, kept[: kept.rfind(b"\n") + 1].decode() + json.dumps(branch.as_dict()) + "\n")
+    _tidy(place)
+
+
+def _tidy(place: Path) -> None:
     for left in ("checkpoints", "model"):
         shutil.rmtree(place / left, ignore_errors=True)

@@ -124,7 +124,8 @@ def _scale_chart(run: RunFolder, stretches: list[_Stretch]) -> Chart:
 def _layers_chart(run: RunFolder) -> Chart | None:
     """Draw the layers from which most of the noise comes."""
     noise = run.noise
-    kept = np.flatnonzero(np.isfinite(noise.gradient_square).all(axis=0)) if len(noise.names) else np.array([], int)
+    finite = np.isfinite(noise.gradient_square) & np.isfinite(noise.covariance_trace)
+    kept = np.flatnonzero(finite.all(axis=0)) if len(noise.names) else np.array([], int)
     if len(kept) < LEAST_STEPS:
         return None
     square, trace = noise.gradient_square[:, kept], noise.covariance_trace[:, kept]

@@ -110,6 +110,17 @@ def prune(run_folder: Path, keep: int) -> None:
         shutil.rmtree(old)
 
 
+def verify(folder: Path) -> None:
+    """Read all of a checkpoint once.
+
+    Raises:
+        InputError: it is damaged, or was written after another step than its name says.
+    """
+    step = _check(folder)["progress"]["step"]
+    if step != step_of(folder):
+        raise InputError(f"{folder} was written after step {step}, its name says another")
+
+
 def load_newest(
     run_folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, warn: Any
 ) -> tuple[Progress, int] | None:

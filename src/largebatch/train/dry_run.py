@@ -39,8 +39,8 @@ def describe(training: Training) -> Iterator[str]:
         accumulation = -(-stage.global_batch_samples // (cost.microbatch * world.ranks))
         yield (
             f"stage {stage.name}: {stage.steps:,} steps of {stage.global_batch_samples:,} samples = microbatch "
-            f"{cost.microbatch} x accumulation {accumulation} x ranks {world.ranks}; peak lr {stage.peak_lr:.6g} "
-            f"after {stage.schedule.warmup_steps:,} warm-up steps, first {stage.lr(0):.3g}, "
+            f"{cost.microbatch} x accumulation {accumulation} x ranks {world.ranks}; {_highest(stage)}, "
+            f"first {stage.lr(0):.3g}, "
             f"last {stage.lr(stage.steps - 1):.3g}; "
             f"about {_tokens(cost.tokens, stage.steps * stage.global_batch_samples)}"
             f"{cost.memory_bytes / 2**20:,.0f} MiB, {_duration(cost.seconds)}"
@@ -49,6 +49,13 @@ def describe(training: Training) -> Iterator[str]:
         f"in all {samples:,.0f} samples, about {_tokens(tokens, samples)}{_duration(seconds)}, "
         "evaluations and checkpoints not counted"
     )
+
+
+def _highest(stage: Stage) -> str:
+    """Say the highest rate and when it comes; a later part of a growing batch may be past its schedule's peak."""
+    left = max(stage.schedule.warmup_steps - stage.schedule.offset_steps, 0)
+    highest = stage.lr(min(left, stage.steps - 1)) if stage.schedule.offset_steps else stage.peak_lr
+    return f"{'highest' if stage.schedule.offset_steps else 'peak'} lr {highest:.6g} after {left:,} warm-up steps"
 
 
 def _cost(training: Training, number: int, stage: Stage) -> StageCost:

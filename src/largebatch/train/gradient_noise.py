@@ -53,17 +53,24 @@ class StepNoise:
         }
 
 
-def check_parts(wish: NoiseWish, stage: str, batch: int, microbatch: int) -> None:
-    """Raise InputError if the noise is wanted where a step is one microbatch."""
-    if wish == "on" and microbatch >= batch:
-        raise _one_part(stage)
-
-
-def _one_part(stage: str) -> InputError:
-    return InputError(
-        f"gradient_noise is on, but a step of stage {stage} is one microbatch, which has nothing to be compared "
-        "with: give a --microbatch of half the batch or less"
-    )
+def check_measurable(wish: NoiseWish, stage: str, *, parts: int, sorts: bool, repeats: bool) -> None:
+    """Raise InputError if the noise of a stage is wanted and cannot be measured; see `GradientNoise.enter`."""
+    if wish != "on":
+        return
+    if sorts:
+        raise InputError(
+            f"gradient_noise is on, but stage {stage} puts samples of like lengths into one microbatch, which are "
+            "no random draws: allowed is auto or off"
+        )
+    if repeats:
+        raise InputError(
+            f"gradient_noise is on, but a step of stage {stage} has more samples than the data: allowed is auto or off"
+        )
+    if parts < 2:
+        raise InputError(
+            f"gradient_noise is on, but a step of stage {stage} is one microbatch, which has nothing to be compared "
+            "with: give a --microbatch of half the batch or less"
+        )
 
 
 class GradientNoise:
@@ -71,7 +78,8 @@ class GradientNoise:
 
     def __init__(self, model: nn.Module, world: World, wish: NoiseWish) -> None:
         """Take the model, cut into parts already where it is shared by parts, and before its first pass."""
-        self._world, self._wish = world, wish
+        self._world = world
+        self._wish: NoiseWish = wish
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._rows = {name: row for row, name in enumerate(self._parameters)}
         self._model = model
@@ -103,19 +111,7 @@ class GradientNoise:
             for handle in self._hooks.values():
                 handle.remove()
             self._hooks.clear()
-        if self._wish != "on" or self._measures:
-            return
-        if sorts:
-            raise InputError(
-                f"gradient_noise is on, but stage {stage} puts samples of like lengths into one microbatch, which are "
-                "no random draws: allowed is auto or off"
-            )
-        if repeats:
-            raise InputError(
-                f"gradient_noise is on, but a step of stage {stage} has more samples than the data: allowed is auto or "
-                "off"
-            )
-        raise _one_part(stage)
+        check_measurable(self._wish, stage, parts=parts, sorts=sorts, repeats=repeats)
 
     def begin(self, *, by_layer: bool) -> None:
         """Forget the step before; the next one is to be told layer by layer, or as a whole only."""

@@ -37,7 +37,7 @@ from largebatch.train.data_order import DataOrder, check_batch
 from largebatch.train.distributed import SaidByFirstRank, World
 from largebatch.train.finite import Diverged, first_bad_tensor
 from largebatch.train.folder_lock import claimed
-from largebatch.train.gradient_noise import GradientNoise, check_parts
+from largebatch.train.gradient_noise import GradientNoise, check_measurable
 from largebatch.train.held_out import HeldOut
 from largebatch.train.microbatch import Memory, activation_budget, check_multiple, largest_microbatch, measure
 from largebatch.train.observers import Observer
@@ -104,9 +104,16 @@ class Training:
         check_sharding(self.run.sharding, self.run.shard_ranks, self.run.gradient_compression, self.world.ranks)
         for stage in self.run.stages:
             check_batch(stage.global_batch_samples, self.world.ranks)
+            if self.run.gradient_noise == "on":
+                self._check_noise(stage)
             if self.run.microbatch != "auto":
                 check_multiple(self.run.microbatch, self._multiple, stage.global_batch_samples)
-                check_parts(self.run.gradient_noise, stage.name, stage.global_batch_samples, self.run.microbatch)
+
+    def _check_noise(self, stage: Stage) -> None:
+        dataset, batch = self.task.dataset(stage, self.run.seed), stage.global_batch_samples
+        microbatch = max(batch // 2, 1) if self.run.microbatch == "auto" else self.run.microbatch
+        sorts, repeats = hasattr(dataset, "lengths"), batch > len(dataset)
+        check_measurable("on", stage.name, parts=-(-batch // microbatch), sorts=sorts, repeats=repeats)
 
     def train(self, resume: bool) -> Outcome:
         """Run from the beginning or the newest checkpoint to the end, or to a wish to stop."""
@@ -269,6 +276,8 @@ class Training:
                     f"microbatch {self.run.microbatch} leaves ranks idle in stage {stage.name}, {limit} would not"
                 )
             return min(self.run.microbatch, stage.global_batch_samples)
+        if self.run.gradient_noise == "on":  # takes two parts at least
+            limit = max(min(limit, stage.global_batch_samples // 2), 1)
         memory = self.memory(dataset, order)
         most = largest_microbatch(memory, activation_budget(memory, self.world.device), limit, self._multiple)
         return min(most, stage.global_batch_samples)
