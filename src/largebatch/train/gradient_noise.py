@@ -137,11 +137,7 @@ class GradientNoise:
             whole = [
                 held[0] if len(held) == 1 else torch.stack(held).sum(0) for held in map(self._held.__getitem__, small)
             ]
-            if self._by_layer:
-                self._norms.add(small, torch._foreach_norm(whole))
-            else:  # whose a part is does not matter then, and one call is a fifth of ten
-                pieces = _squares(torch.cat([gradient.reshape(-1) for gradient in whole]))
-                self._sums.add([small[0]] * len(pieces), pieces)
+            self._norms.add(small, torch._foreach_norm(whole))
             for row in small:
                 self._held[row].clear()
         self._squared_sizes += samples**2
