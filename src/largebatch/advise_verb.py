@@ -114,7 +114,7 @@ def advise_verb(name: str, options: AdviseOptions) -> int:
     run, origin = _recorded_run(folder, told.record)
     step = options.checkpoint
     if step is None and options.out is not None and (before := _asked(options.out)) is not None:
-        step = before.get("checkpoint")
+        step = held if _is_count(held := before.get("checkpoint")) else None
     place = find_place(folder, run, step, options.lr, options.out or folder / f"advice-{step}")
     rate = _rate(told, place)
     out = options.out or folder / f"advice-{place.step}"
