@@ -27,11 +27,9 @@ from torch import Tensor
 import bert_throughput
 from certificate import write_result
 from largebatch.advise.smoothness import HessianProducts, measure
-from largebatch.advise.theory import PARTS, losses_of
+from largebatch.advise.theory import PARTS, first_parts, losses_of
 from largebatch.text.options import PrepareOptions
 from largebatch.text.prepare import prepare
-from largebatch.train.data_order import DataOrder
-from largebatch.train.step_data import read
 from memory_per_rank import resident
 
 PRODUCTS = 20
@@ -79,10 +77,7 @@ def main(options: Options) -> None:
         corpus = Path(folder) / "corpus"
         prepare(PrepareOptions(vocabulary_size=bert_throughput.SIZES[options.size].vocabulary_size), corpus)
         run = bert_throughput.make_run(bert_throughput.Options(size=options.size), corpus)
-        dataset = run.task.dataset(run.stages[0], run.seed)
-        order = DataOrder(seed=0, stage=0, dataset_samples=len(dataset), global_batch_samples=options.samples)
-        places, part = order.first_samples(0, options.samples), options.samples // PARTS
-        batches = [run.task.collate(read(dataset, places[at : at + part])) for at in range(0, options.samples, part)]
+        batches = first_parts(run, run.stages[0], options.samples)
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the maximum begins again
         model: Any = run.task.build_model(run.seed).eval()
@@ -112,7 +107,7 @@ def main(options: Options) -> None:
             for loss in losses:
                 loss.calls = 0
             began = time.perf_counter()
-            measure(model, losses, [part] * PARTS, most_products=30)
+            measure(model, losses, [options.samples // PARTS] * PARTS, most_products=30)
             result["whole"] = time.perf_counter() - began
             result["products"] = losses[0].calls - 1
         result["memory_bytes"] = resident("VmHWM") - before

@@ -114,11 +114,12 @@ def advise_verb(name: str, options: AdviseOptions) -> int:
     run, origin = _recorded_run(folder, told.record)
     step = options.checkpoint
     if step is None and options.out is not None and (before := _asked(options.out)) is not None:
-        step = held if _is_count(held := before.get("checkpoint")) else None
+        step = at if _is_count(at := before.get("checkpoint")) else None
     place = find_place(folder, run, step, options.lr, options.out or folder / f"advice-{step}")
     rate = _rate(told, place)
     out = options.out or folder / f"advice-{place.step}"
-    plan = _plan(options, place, multiples, run, rate, _asked(out) or {})
+    held = _asked(out)
+    plan = _plan(options, place, multiples, run, rate, held or {})
     expected = _seconds(plan, run, rate)
     asked = {
         "run": _identity(told.record, place),
@@ -129,7 +130,7 @@ def advise_verb(name: str, options: AdviseOptions) -> int:
         "samples": plan.samples,
         "lr": place.lr,
     }
-    _check_folder(out, asked)
+    _check_folder(out, asked, held)
     read_results(out)
     with join_world(run.device) as world:
         theory = _theory_seconds(run, options.theory, rate) if options.theory else 0.0
@@ -294,13 +295,12 @@ def _asked(out: Path) -> dict[str, Any] | None:
     return held
 
 
-def _check_folder(out: Path, asked: dict[str, Any]) -> None:
+def _check_folder(out: Path, asked: dict[str, Any], held: dict[str, Any] | None) -> None:
     """Refuse a folder of other branches.
 
     Raises:
         InputError: in one sentence.
     """
-    held = _asked(out)
     if held is not None:
         if differing := [name for name in asked if held.get(name) != asked[name]]:
             raise InputError(

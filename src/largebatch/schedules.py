@@ -142,6 +142,11 @@ class Schedule:
             )
         return span
 
+    @property
+    def warmup_left(self) -> int:
+        """Steps of warm-up after the first one here: none where the schedule goes on with one that is past it."""
+        return max(self.warmup_steps - self.offset_steps, 0)
+
     def factor(self, step: int, total_steps: int) -> float:
         """Return the factor of the peak learning rate at a step of the stage.
 

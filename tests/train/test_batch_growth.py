@@ -16,15 +16,11 @@ from largebatch.errors import InputError
 from largebatch.schedules import Schedule
 from largebatch.train.batch_growth import Growth, grown, read_growth, with_noise, written
 from largebatch.train.data_order import DataOrder
-from largebatch.train.distributed import World
 from largebatch.train.ledger import read_ledger
 from largebatch.train.loop import Training
 from largebatch.train.run import Stage
-from largebatch.train.run_record import Origin
+from train.test_loop import training
 from train.toy import toy
-
-ALONE = World(0, 1, torch.device("cpu"))
-ORIGIN = Origin(recipe="train.toy:toy", recipe_name="toy")
 
 STAGE = Stage(name="all", global_batch_samples=512, steps=400, peak_lr=0.02, schedule=Schedule(warmup_steps=40))
 
@@ -101,7 +97,7 @@ def test_a_run_reads_on_and_resumes_in_a_middle_part(tmp_path: Path) -> None:
     task = replace(toy().task, samples=50, log_samples=str(tmp_path / "read"))
     plain = replace(toy(), stages=grown(stage, ((4, 0.25), (8, 0.5))), task=task, keep_checkpoints=9)
     assert [part.steps for part in plain.stages] == [8, 4, 4]
-    whole = Training(plain, tmp_path / "whole", ALONE, [], ORIGIN)
+    whole = training(plain, tmp_path / "whole")
     whole.train(resume=False)
     read = [word for line in (tmp_path / "read").read_text().splitlines() for word in line.split()]
     assert len(read) == 128
@@ -112,7 +108,7 @@ def test_a_run_reads_on_and_resumes_in_a_middle_part(tmp_path: Path) -> None:
     for later in (tmp_path / "cut" / "checkpoints").glob("step-*"):
         if int(later.name.removeprefix("step-")) > 9:
             shutil.rmtree(later)
-    again = Training(plain, tmp_path / "cut", ALONE, [], ORIGIN)
+    again = training(plain, tmp_path / "cut")
     again.train(resume=True)
     assert torch.equal(weights(again), weights(whole)), "step 9 is in the part at 8"
 

@@ -58,7 +58,7 @@ def settings(run: Run[Any, Any], place: Place, batch: int) -> Settings:
     return Settings(
         batch=batch,
         lr=scale_lr(stage.peak_lr, place.batch, batch),
-        warmup_steps=min(max(stage.schedule.warmup_steps - stage.schedule.offset_steps, 0), steps - 1),
+        warmup_steps=min(stage.schedule.warmup_left, steps - 1),
         steps=steps,
         betas=betas if batch != place.batch else None,
     )

@@ -48,11 +48,16 @@ def measure_at(run: Run[Any, Any], stage: Stage, checkpoint: Path, samples: int,
     optimizer: Any = run.optimizer.build(model)
     optimizer.init_state()
     load_tensors(checkpoint, model, optimizer)
-    dataset = task.dataset(stage, run.seed)
+    losses = losses_of(task, model, first_parts(run, stage, samples))
+    return measure(model.eval(), losses, [samples // PARTS] * PARTS, most_products=most_products)
+
+
+def first_parts(run: Run[Any, Any], stage: Stage, samples: int) -> list[Batch]:
+    """Return the first training samples of a stage, collated in PARTS parts of one size."""
+    dataset, size = run.task.dataset(stage, run.seed), samples // PARTS
     order = DataOrder(seed=run.seed, stage=0, dataset_samples=len(dataset), global_batch_samples=samples)
-    places, size = order.first_samples(0, samples), samples // PARTS
-    batches = [task.collate(read(dataset, places[first : first + size])) for first in range(0, samples, size)]
-    return measure(model.eval(), losses_of(task, model, batches), [size] * PARTS, most_products=most_products)
+    places = order.first_samples(0, samples)
+    return [run.task.collate(read(dataset, places[first : first + size])) for first in range(0, samples, size)]
 
 
 def losses_of(task: Task, model: nn.Module, batches: Sequence[Batch]) -> list[Loss]:

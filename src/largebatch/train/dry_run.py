@@ -53,7 +53,7 @@ def describe(training: Training) -> Iterator[str]:
 
 def _highest(stage: Stage) -> str:
     """Say the highest rate and when it comes; a later part of a growing batch may be past its schedule's peak."""
-    left = max(stage.schedule.warmup_steps - stage.schedule.offset_steps, 0)
+    left = stage.schedule.warmup_left
     highest = stage.lr(min(left, stage.steps - 1)) if stage.schedule.offset_steps else stage.peak_lr
     return f"{'highest' if stage.schedule.offset_steps else 'peak'} lr {highest:.6g} after {left:,} warm-up steps"
 
