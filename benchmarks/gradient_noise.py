@@ -1,24 +1,25 @@
-"""What it costs to measure the gradient's noise: steps with and without it take turns in one process.
+"""What it costs to measure the gradient's noise: rows of steps with and without it take turns in one process.
 
-A step is all microbatches forward and backward, the gradient's norm, and the optimizer's step. Every tenth measured one
-is told layer by layer, as a run does by default. The steps run over the same batch, read beforehand.
+A step is all microbatches forward and backward, the gradient's norm, and the optimizer's step. In a row with it, of as
+many steps as a run has between two measurements, the last is measured, layer by layer, as a run does by default.
+The steps run over the same batch, read beforehand.
 
     python benchmarks/gradient_noise.py --size lenet
-    python benchmarks/gradient_noise.py --size demo
-    python benchmarks/gradient_noise.py --size mini
+    python benchmarks/gradient_noise.py --size demo --every 1
 
-writes benchmarks/results/gradient_noise-SIZE.json.
+writes benchmarks/results/gradient_noise-SIZE.json and gradient_noise-SIZE-every-1.json.
 """
 
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
+from torch import Tensor, nn
 
 import bert_throughput
 from certificate import write_result
@@ -26,25 +27,59 @@ from largebatch.recipes.mnist import digits
 from largebatch.text.options import PrepareOptions
 from largebatch.text.prepare import prepare
 from largebatch.train.distributed import World
-from largebatch.train.gradient_noise import GradientNoise
+from largebatch.train.gradient_noise import Detail, GradientNoise
 from largebatch.train.loop import Training
 from largebatch.train.parallel import SharedModel
 from largebatch.train.passes import Passes
 from largebatch.train.run import Run
 from largebatch.train.run_record import Origin
 from largebatch.train.step_data import MicrobatchDataset
+from largebatch.vision.classification import ImageClassification
+from largebatch.vision.classifier import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What to measure."""
 
-    size: Literal["lenet", "demo", "mini", "base"] = "lenet"
-    """LeNet on the digits (batch 256 in microbatches of 32), or a BERT of `bert_throughput.py`."""
+    size: Literal["lenet", "linear", "demo", "mini", "base"] = "lenet"
+    """LeNet on the digits (batch 256 in microbatches of 32), wide linear layers on single ones of them (batch 8), or
+    a BERT of `bert_throughput.py`."""
+    every: int = 10
+    """Steps of a row."""
     rounds: int = 60
-    """Pairs of steps."""
+    """Pairs of rows."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic."""
+
+
+@dataclass
+class Output:
+    """What a network returns."""
+
+    logits: Tensor
+
+
+class WideLayers(nn.Module):
+    """8.5 million weights, each of which serves a sample once: measuring them is as dear as it can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 4096), nn.ReLU(), nn.Linear(4096, 10)
+        )
+
+    def forward(self, pixels: Tensor) -> Output:
+        return Output(self.layers(pixels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WideLayersOnImages(ImageClassification):
+    """The digits' task with another network."""
+
+    def build_model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return Classifier(WideLayers(), self.channel_means, self.channel_stds, channels_last=False).train()
 
 
 class Steps:
@@ -65,11 +100,12 @@ class Steps:
         shared = SharedModel(self._training.model, world, "ddp", 0, "none")
         self._passes = Passes(run.task, shared, world, self._training.autocast, run.seed, self._noise)
 
-    def seconds(self, *, measured: bool, by_layer: bool) -> float:
+        self._noise.enter("only", len(self._batches), sorts=False)
+
+    def seconds(self, noise: Detail) -> float:
         """Take a step and return how long it was."""
-        self._noise.enter("only", len(self._batches) if measured else 1, sorts=False)
         began = time.perf_counter()
-        told = self._passes.accumulate(0, 0, self._batches, self._targets, noise_by_layer=by_layer)
+        told = self._passes.accumulate(0, 0, self._batches, self._targets, noise=noise)
         norm = float(self._training.optimizer.grad_norm())
         self._noise.estimate(told[len(self._targets) :], self._samples, norm)
         self._training.optimizer.step()
@@ -81,6 +117,10 @@ def make_run(options: Options, folder: Path) -> Run[Any, Any]:
     """Return what is trained."""
     if options.size == "lenet":
         return replace(digits(batch=256), microbatch=32, precision=options.precision)
+    if options.size == "linear":
+        run = digits(batch=8)
+        task = WideLayersOnImages(**{one.name: getattr(run.task, one.name) for one in fields(run.task)})
+        return replace(run, task=task, microbatch=1, precision=options.precision)
     of_bert = bert_throughput.Options(size=options.size, precision=options.precision)
     size = bert_throughput.SIZES[options.size]
     prepare(PrepareOptions(vocabulary_size=size.vocabulary_size), folder / "corpus")
@@ -91,18 +131,21 @@ def main(options: Options) -> None:
     """Measure in turns, print and record."""
     with tempfile.TemporaryDirectory() as folder:
         steps = Steps(make_run(options, Path(folder)), Path(folder) / "run")
-        for number in range(4):
-            steps.seconds(measured=bool(number % 2), by_layer=False)
+        for _ in range(2):
+            steps.seconds("layers")
         pairs = []
         for number in range(options.rounds):
-            found = {}
-            for measured in (True, False) if number % 2 else (False, True):
-                found[measured] = steps.seconds(measured=measured, by_layer=measured and number % 10 == 9)
-            pairs.append((found[True], found[False]))
+            found: dict[Detail, float] = {}
+            details: list[Detail] = ["layers", "nothing"]
+            for last in details if number % 2 else reversed(details):
+                seconds = [*(steps.seconds("nothing") for _ in range(options.every - 1)), steps.seconds(last)]
+                found[last] = sum(seconds) / options.every
+            pairs.append((found["layers"], found["nothing"]))
     with_it, without = zip(*pairs, strict=True)
     result = {
-        "what": "seconds of a step with the gradient's noise measured, beside one without",
+        "what": "seconds of a step where the gradient's noise is measured in one of `every`, beside one without",
         "size": options.size,
+        "every": options.every,
         "precision": options.precision,
         "measured": statistics.median(with_it),
         "not_measured": statistics.median(without),
@@ -110,7 +153,9 @@ def main(options: Options) -> None:
         "ratio_of_sums": sum(with_it) / sum(without),
         "pairs": pairs,
     }
-    write_result(f"gradient_noise-{options.size}{'' if options.precision == 'fp32' else '-bf16'}", result)
+    precision = "" if options.precision == "fp32" else "-bf16"
+    every = "" if options.every == Options().every else f"-every-{options.every}"
+    write_result(f"gradient_noise-{options.size}{precision}{every}", result)
     print(f"measured / not measured, median of {len(pairs)} pairs: {result['ratio']:.4f}; {result['measured']:.4f} s")
 
 

@@ -27,16 +27,18 @@ def place(step: int) -> Place:
     return Place(checkpoint=Path("step"), step=step, stage=stage, stage_begins=BEGINS, lr=0.1)
 
 
-def recorded(upto: int = BEGINS + STEPS) -> RunFolder:
+def recorded(upto: int = BEGINS + STEPS, every: int = 1) -> RunFolder:
     """Return a run whose noise scale is 5 in its first stage, 40 in the first 30 % of its second, and 300 then."""
     step = np.arange(1.0, upto + 1)
+    measured = np.where(step % every == 0, 1.0, math.nan)
     columns = {field.name: np.full(len(step), math.nan) for field in fields(TrainSteps) if field.name != "losses"}
     train = TrainSteps(
         **{
             **columns,
             "step": step,
-            "gradient_square": np.ones(len(step)),
-            "covariance_trace": np.where(step <= BEGINS, 5.0, np.where(step <= BEGINS + 0.3 * STEPS, 40.0, 300.0)),
+            "gradient_square": measured,
+            "covariance_trace": measured
+            * np.where(step <= BEGINS, 5.0, np.where(step <= BEGINS + 0.3 * STEPS, 40.0, 300.0)),
         },
         losses={},
     )
@@ -45,7 +47,12 @@ def recorded(upto: int = BEGINS + STEPS) -> RunFolder:
 
 def test_a_batch_is_proposed_that_follows_the_noise_of_its_own_stage() -> None:
     assert growth_by_noise(recorded(), place(BEGINS + STEPS)) == ((64, 0.3),)
-    assert growth_by_noise(recorded(BEGINS + 79), place(BEGINS + 79)) == (), "too few steps say nothing"
+    assert growth_by_noise(recorded(BEGINS + 39), place(BEGINS + 39)) == (), "too few steps say nothing"
+    assert growth_by_noise(recorded(every=5), place(BEGINS + STEPS)) == ((64, 0.3),)
+    assert growth_by_noise(recorded(every=10), place(BEGINS + STEPS)) == ((64, 0.2), (256, 0.4)), (
+        "five stretches of eight"
+    )
+    assert growth_by_noise(recorded(every=11), place(BEGINS + STEPS)) == ()
 
 
 def test_shares_are_written_as_one_would() -> None:
@@ -59,12 +66,19 @@ def test_the_noise_near_a_place_is_that_of_the_steps_before_it(step: int, scale:
     assert noise is not None
     assert noise.scale == pytest.approx(scale)
     assert noise.steps == steps
-    assert noise_at(recorded(), place(BEGINS + 5)) is None, "of five steps nothing is told"
+    assert noise_at(recorded(), place(BEGINS + 4)) is None, "of four steps nothing is told"
+
+
+@pytest.mark.parametrize(("into", "scale", "steps"), [(50, 40, 5), (100, 40, 5), (120, 40, 6), (380, 300, 19)])
+def test_where_one_step_of_ten_is_measured_they_reach_back_half_of_the_way(into: int, scale: float, steps: int) -> None:
+    noise = noise_at(recorded(every=10), place(BEGINS + into))
+    assert noise is not None
+    assert (noise.scale, noise.steps) == (pytest.approx(scale), steps)
 
 
 def test_why_no_noise_is_told_is_said_as_it_is() -> None:
     assert "noise scale 40 samples" in noise_sentence(recorded(), place(BEGINS + 20))
-    assert "fewer than 8 of the steps before are of the stage second" in noise_sentence(recorded(), place(BEGINS + 5))
+    assert "fewer than 5 of the steps before are of the stage second" in noise_sentence(recorded(), place(BEGINS + 4))
     never = recorded()
     never.train.gradient_square[:] = math.nan
     assert "a step has to be of two microbatches" in noise_sentence(never, place(BEGINS + 20))

@@ -36,6 +36,22 @@ def test_each_stretch_has_its_ratio_of_averages_and_an_interval(tmp_path: Path) 
     assert "times the batch" in chart.caption
 
 
+def test_where_one_step_of_ten_is_measured_each_stretch_has_eight_of_them(tmp_path: Path) -> None:
+    lines = make_lines(RECORD)
+    trains = [line for line in lines if line["kind"] == "train"]
+    for line in trains:
+        if line["step"] % 10:
+            for name in ("gradient_square", "covariance_trace"):
+                line.pop(name, None)
+    chart = charts(tmp_path, lines)["noise-scale"]
+    assert [row[0] for row in chart.table.rows] == ["90", "180", "270"]
+    smoothed = next(series.y for series in chart.series if series.name == "noise scale")
+    assert np.isfinite(smoothed[:270]).all(), "the curve goes on between what was measured"
+    near = [line for line in trains if line["step"] in range(100, 181, 10)]
+    wanted = sum(line["covariance_trace"] for line in near) / sum(line["gradient_square"] for line in near)
+    assert smoothed[139] == pytest.approx(wanted), "of forty steps on each side of the 140th"
+
+
 def test_layers_are_told_by_their_share_of_the_noise(tmp_path: Path) -> None:
     chart = charts(tmp_path, make_lines(RECORD))["noise-by-layer"]
     assert len(chart.table.rows) == len(LAYERS) + len(NOT_ADAPTED)

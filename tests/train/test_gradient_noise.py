@@ -1,14 +1,17 @@
 """The noise of gradients, measured on the way: against gradients taken one by one, and the same on any ranks."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch import nn
 
 from largebatch.cli import main
 from largebatch.noise_scale import from_parts
 from largebatch.train.data_order import DataOrder
+from largebatch.train.distributed import World
+from largebatch.train.gradient_noise import Detail, GradientNoise
 from largebatch.train.ledger import read_ledger
 from train.test_processes import ledger, run
 from train.toy import ToyTask, toy
@@ -75,6 +78,39 @@ def test_measuring_changes_nothing_else(tmp_path: Path) -> None:
     assert bare == without
 
 
+def test_only_every_so_manieth_step_is_measured_and_those_of_the_layers(tmp_path: Path) -> None:
+    always = trained(tmp_path / "always")
+    words = ("--gradient-noise-every-steps", "4", "--layers-every-steps", "6")
+    seldom = trained(tmp_path / "seldom", *words)
+    steps = [[line for line in lines if line["kind"] == "train"] for lines in (always, seldom)]
+    assert [line["step"] for line in steps[1] if WHOLE[0] in line] == [4, 6, 8, 12, 16, 18, 20]
+    for one, two in zip(*steps, strict=True):
+        for name in WHOLE:  # sums over layers are taken in another order where layers are told
+            assert two.get(name, one[name]) == pytest.approx(one[name], rel=1e-9), "nothing is left over in between"
+    layers = {line["step"]: line for line in always if line["kind"] == "layers"}
+    for line in (line for line in seldom if line["kind"] == "layers"):
+        assert all(line[name] == layers[line["step"]][name] for name in LAYERS)
+    with_rest = [ledger(tmp_path / name) for name in ("always", "seldom")]
+    first, second = ([line for line in lines if line["kind"] == "eval"] for lines in with_rest)
+    assert first == second
+
+
+def test_steps_in_between_have_no_hooks() -> None:
+    model = nn.Linear(3, 2)
+    noise = GradientNoise(model, World(0, 1, torch.device("cpu")), "auto")
+    noise.enter("only", 2, sorts=False)
+    hooks = {}
+    for detail in get_args(Detail):
+        noise.begin(detail)
+        hooks[detail] = sum(len(p._backward_hooks or ()) for p in model.parameters())
+        with noise.watching(1):
+            model(torch.ones(1, 3)).sum().backward()
+        assert len(noise.gathered()) == {"nothing": 0, "whole": 2, "layers": 5}[detail]
+    assert hooks == {"nothing": 0, "whole": 2, "layers": 2}
+    noise.begin("nothing")
+    assert not any(p._backward_hooks for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -108,6 +144,12 @@ def test_what_cannot_be_measured_is_said_or_left_out(tmp_path: Path, capsys: pyt
     assert main([*twice, "--gradient-noise", "on"]) == 2
     assert "a step of stage one has more samples than the data" in capsys.readouterr().err
     assert not (tmp_path / "twice").exists(), "nothing is begun"
+    seldom = ["--gradient-noise-every-steps", "30", "--layers-every-steps", "40"]
+    short = ["train", "train.toy:toy", "--out", str(tmp_path / "short"), *seldom]
+    assert main([*short, "--gradient-noise", "on"]) == 2
+    assert "every step that 30 divides, but the run has 20 steps" in capsys.readouterr().err
+    assert main([*short[:4], "--gradient-noise-every-steps", "0"]) == 2
+    assert "gradient_noise_every_steps is 0, allowed is 1 or more" in capsys.readouterr().err
     left_open = ["train", "train.toy:toy", "--out", str(tmp_path / "open"), "--microbatch", "auto"]
     assert main([*left_open, "--gradient-noise", "on"]) == 0, "auto takes two microbatches then"
     assert all(

@@ -152,6 +152,7 @@ def toy(batch: int = 10, steps: int = 12, reset_moments: bool = False, peak_lr: 
         checkpoint_every_steps=3,
         evaluate_every_steps=5,
         layers_every_steps=2,
+        gradient_noise_every_steps=1,
     )
 
 

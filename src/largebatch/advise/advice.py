@@ -18,8 +18,8 @@ from largebatch.train.run import Run
 
 MORE = 0.2
 """The share of samples more that an answer is given for."""
-_NEAR_STEPS, _LEAST_NEAR = 50, 8
-_STRETCHES, _LEAST_MEASURED = 10, 80
+_NEAR_STEPS, _LEAST_NEAR = 50, 5
+_STRETCHES, _STEPS_OF_A_STRETCH, _LEAST_MEASURED = 10, 8, 40
 _DEVICES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -65,10 +65,14 @@ def settings(run: Run[Any, Any], place: Place, batch: int) -> Settings:
 
 
 def noise_at(folder: RunFolder, place: Place) -> NoiseScale | None:
-    """Return the noise scale in the steps before a place, of its stage; None where it was not measured."""
-    train = folder.train
-    near = train.between(max(place.stage_begins, place.step - _NEAR_STEPS), place.step)
-    found = of_steps(train.gradient_square[near].tolist(), train.covariance_trace[near].tolist())
+    """Return the noise scale in the steps before a place, of its stage; None where it was not measured.
+
+    It is that of the last 50 measured ones. Where not every step was measured, they may reach back half of the way
+    from the stage's beginning, for the noise scale rises as a model learns.
+    """
+    train, half_way = folder.train, (place.stage_begins + place.step) // 2
+    near = train.between(max(place.stage_begins, min(half_way, place.step - _NEAR_STEPS)), place.step)
+    found = of_steps(train.gradient_square[near].tolist(), train.covariance_trace[near].tolist())[-_NEAR_STEPS:]
     return over_steps(found) if len(found) >= _LEAST_NEAR else None
 
 
@@ -80,7 +84,7 @@ def noise_sentence(folder: RunFolder, place: Place) -> str:
     if np.isfinite(folder.train.gradient_square[folder.train.between(0, place.step)]).any():
         return (
             f"The gradient's noise is not told here: fewer than {_LEAST_NEAR} of the steps before are of the stage "
-            f"{place.stage.name} and were measured."
+            f"{place.stage.name} and were measured; --gradient-noise-every-steps of the training says how many are."
         )
     return (
         "The gradient's noise was not measured before this place: a step has to be of two microbatches at least, "
@@ -96,7 +100,7 @@ def growth_by_noise(folder: RunFolder, place: Place) -> Growth:
     if len(measured) < _LEAST_MEASURED:
         return ()
     ends, scales = [], []
-    for part in np.array_split(measured, _STRETCHES):
+    for part in np.array_split(measured, min(_STRETCHES, len(measured) // _STEPS_OF_A_STRETCH)):
         mean = NoiseEstimate(float(train.gradient_square[part].mean()), float(train.covariance_trace[part].mean()))
         ends.append(float(f"{(train.step[part[-1]] - place.stage_begins) / stage.steps:.3g}"))
         scales.append(mean.scale)

@@ -73,7 +73,8 @@ def _scale_chart(run: RunFolder, stretches: list[_Stretch]) -> Chart:
         if not len(inside):
             continue
         batch[inside] = stage.global_batch_samples
-        window = max(LEAST_STEPS, len(inside) // STRETCHES)
+        between = -(-len(inside) // max(int(_measured(run)[inside].sum()), 1))
+        window = max(LEAST_STEPS * between, len(inside) // STRETCHES)
         square, trace = (
             moving_average(all_[inside], window) for all_ in (train.gradient_square, train.covariance_trace)
         )

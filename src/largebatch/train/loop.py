@@ -311,7 +311,9 @@ class Training:
         targets = dict(zip(weights, told[5:], strict=True))
         check_targets(targets, self.progress.step)
         by_layer = (self.progress.step + 1) % self.run.layers_every_steps == 0
-        local = self._passes.accumulate(number, step, microbatches, targets, noise_by_layer=by_layer)
+        as_whole = (self.progress.step + 1) % self.run.gradient_noise_every_steps == 0
+        detail = "layers" if by_layer else "whole" if as_whole else "nothing"
+        local = self._passes.accumulate(number, step, microbatches, targets, noise=detail)
         summed = self.world.sum(local)
         sums = dict(zip(weights, summed, strict=False))
         losses = {term: sums[term] / targets[term] if targets[term] else 0.0 for term in weights}

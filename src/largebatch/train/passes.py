@@ -8,7 +8,7 @@ from torch import nn
 
 from largebatch import counter_random
 from largebatch.train.distributed import World
-from largebatch.train.gradient_noise import GradientNoise
+from largebatch.train.gradient_noise import Detail, GradientNoise
 from largebatch.train.parallel import SharedModel
 from largebatch.train.step_data import LoadedMicrobatch, moved
 from largebatch.train.step_statistics import left_out
@@ -40,7 +40,7 @@ class Passes:
         microbatches: Sequence[LoadedMicrobatch],
         targets: Mapping[str, float],
         *,
-        noise_by_layer: bool,
+        noise: Detail,
     ) -> list[float]:
         """Back-propagate all microbatches of this rank; return its sums S_k, and what the noise has gathered.
 
@@ -49,13 +49,13 @@ class Passes:
             step: of the stage.
             microbatches: of this rank.
             targets: N_k, over all microbatches of all ranks.
-            noise_by_layer: whether the noise is to be told layer by layer.
+            noise: how much of it is to be told.
         """
         weights, model = self._task.weights, self._shared.model
         scales = {term: self._world.ranks * weights[term] / targets[term] if targets[term] else 0.0 for term in weights}
         totals = torch.zeros(len(weights), dtype=torch.float64, device=self._world.device)
         model.train()
-        self._noise.begin(by_layer=noise_by_layer)
+        self._noise.begin(noise)
         for position, micro in enumerate(microbatches):
             self._set_generators(stage, step, micro.first_position)
             last = position + 1 == len(microbatches)

@@ -23,7 +23,7 @@ Sharding = Literal["ddp", "fsdp", "hsdp"]
 Compression = Literal["none", "bf16"]
 
 CHANGEABLE_AT_RESUME = ("microbatch", "workers", "device", "sharding", "shard_ranks", "recompute")
-CHANGEABLE_AT_RESUME += ("gradient_noise", "task.corrupt")
+CHANGEABLE_AT_RESUME += ("gradient_noise", "gradient_noise_every_steps", "task.corrupt")
 """Fields of a run that do not change what is computed, only where, in which portions, and what ends the run."""
 
 _BEFORE_IT_WAS_RECORDED = {"continues_data": False}
@@ -122,6 +122,8 @@ class Run(Generic[TaskT, OptimizerT]):
     """Optimizer steps between records of every layer's trust ratio and gradient noise."""
     gradient_noise: Literal["auto", "on", "off"] = "auto"
     """Measure the gradient's noise from the microbatches of a step; auto does where a step has several."""
+    gradient_noise_every_steps: int = 10
+    """Optimizer steps between measurements of the gradient's noise; those of layers_every_steps are measured too."""
     stop_after_skipped_steps: int = 5
     """Stop after this many steps in a row whose loss or gradient was not finite."""
 
@@ -149,8 +151,16 @@ class Run(Generic[TaskT, OptimizerT]):
             checkpoint_every_steps=1,
             keep_checkpoints=1,
             layers_every_steps=1,
+            gradient_noise_every_steps=1,
             stop_after_skipped_steps=1,
         )
+
+        every = min(self.gradient_noise_every_steps, self.layers_every_steps)
+        if self.gradient_noise == "on" and self.steps < every:
+            raise InputError(
+                f"gradient_noise is on and measured in every step that {every} divides, but the run has {self.steps} "
+                f"steps: give a gradient_noise_every_steps of {self.steps} or less"
+            )
 
     @property
     def steps(self) -> int:

@@ -70,7 +70,8 @@ def claim_folder(folder: Path, run: Run[Any, Any], resume: bool) -> None:
     if changed:
         raise InputError(
             f"the run in {folder} cannot go on with another {changed[0]}: only ranks, microbatch, workers, device, "
-            "sharding, shard_ranks, recompute, gradient_noise, corrupt and where the data lies may change at a resume"
+            "sharding, shard_ranks, recompute, gradient_noise, gradient_noise_every_steps, corrupt and where the data "
+            "lies may change at a resume"
         )
 
 
