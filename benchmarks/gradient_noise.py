@@ -1,13 +1,12 @@
-"""What it costs to measure the gradient's noise: rows of steps with and without it take turns in one process.
+"""What it costs to measure the gradient's noise: steps with and without it take turns in one process.
 
-A step is all microbatches forward and backward, the gradient's norm, and the optimizer's step. In a row with it, of as
-many steps as a run has between two measurements, the last is measured, layer by layer, as a run does by default.
-The steps run over the same batch, read beforehand.
+A step is all microbatches forward and backward, the gradient's norm, and the optimizer's step; a measured one is told
+layer by layer. The steps run over the same batch, read beforehand. A run measures one of so many, and the others do
+what they do without (tests/train/test_gradient_noise.py), so that it pays that share of the difference.
 
     python benchmarks/gradient_noise.py --size lenet
-    python benchmarks/gradient_noise.py --size demo --every 1
 
-writes benchmarks/results/gradient_noise-SIZE.json and gradient_noise-SIZE-every-1.json.
+writes benchmarks/results/gradient_noise-SIZE.json.
 """
 
 import statistics
@@ -45,10 +44,8 @@ class Options:
     size: Literal["lenet", "linear", "demo", "mini", "base"] = "lenet"
     """LeNet on the digits (batch 256 in microbatches of 32), wide linear layers on single ones of them (batch 8), or
     a BERT of `bert_throughput.py`."""
-    every: int = 10
-    """Steps of a row."""
     rounds: int = 60
-    """Pairs of rows."""
+    """Pairs of steps."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic."""
 
@@ -130,33 +127,32 @@ def make_run(options: Options, folder: Path) -> Run[Any, Any]:
 def main(options: Options) -> None:
     """Measure in turns, print and record."""
     with tempfile.TemporaryDirectory() as folder:
-        steps = Steps(make_run(options, Path(folder)), Path(folder) / "run")
+        run = make_run(options, Path(folder))
+        steps = Steps(run, Path(folder) / "run")
         for _ in range(2):
             steps.seconds("layers")
         pairs = []
         for number in range(options.rounds):
-            found: dict[Detail, float] = {}
             details: list[Detail] = ["layers", "nothing"]
-            for last in details if number % 2 else reversed(details):
-                seconds = [*(steps.seconds("nothing") for _ in range(options.every - 1)), steps.seconds(last)]
-                found[last] = sum(seconds) / options.every
+            found = {detail: steps.seconds(detail) for detail in (details if number % 2 else reversed(details))}
             pairs.append((found["layers"], found["nothing"]))
     with_it, without = zip(*pairs, strict=True)
+    ratio, every = statistics.median(one / other for one, other in pairs), run.gradient_noise_every_steps
     result = {
-        "what": "seconds of a step where the gradient's noise is measured in one of `every`, beside one without",
+        "what": "seconds of a step with the gradient's noise measured, beside one without; and of a run's steps",
         "size": options.size,
-        "every": options.every,
         "precision": options.precision,
         "measured": statistics.median(with_it),
         "not_measured": statistics.median(without),
-        "ratio": statistics.median(one / other for one, other in pairs),
+        "ratio": ratio,
+        "measured_every_steps": every,
+        "ratio_of_a_run": (every - 1 + ratio) / every,
         "ratio_of_sums": sum(with_it) / sum(without),
         "pairs": pairs,
     }
-    precision = "" if options.precision == "fp32" else "-bf16"
-    every = "" if options.every == Options().every else f"-every-{options.every}"
-    write_result(f"gradient_noise-{options.size}{precision}{every}", result)
-    print(f"measured / not measured, median of {len(pairs)} pairs: {result['ratio']:.4f}; {result['measured']:.4f} s")
+    write_result(f"gradient_noise-{options.size}{'' if options.precision == 'fp32' else '-bf16'}", result)
+    print(f"measured / not measured, median of {len(pairs)} pairs: {ratio:.4f}; {result['measured']:.4f} s")
+    print(f"of a run, which measures one of {every} steps: {result['ratio_of_a_run']:.4f}")
 
 
 if __name__ == "__main__":
