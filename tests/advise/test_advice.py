@@ -66,10 +66,10 @@ def test_the_noise_near_a_place_is_that_of_the_steps_before_it(step: int, scale:
     assert noise is not None
     assert noise.scale == pytest.approx(scale)
     assert noise.steps == steps
-    assert noise_at(recorded(), place(BEGINS + 4)) is None, "of four steps nothing is told"
+    assert noise_at(recorded(), place(BEGINS + 2)) is None, "of two steps nothing is told"
 
 
-@pytest.mark.parametrize(("into", "scale", "steps"), [(50, 40, 5), (100, 40, 5), (120, 40, 6), (380, 300, 19)])
+@pytest.mark.parametrize(("into", "scale", "steps"), [(30, 40, 3), (50, 40, 5), (100, 40, 5), (120, 40, 6), (380, 300, 19)])
 def test_where_one_step_of_ten_is_measured_they_reach_back_half_of_the_way(into: int, scale: float, steps: int) -> None:
     noise = noise_at(recorded(every=10), place(BEGINS + into))
     assert noise is not None
@@ -78,7 +78,7 @@ def test_where_one_step_of_ten_is_measured_they_reach_back_half_of_the_way(into:
 
 def test_why_no_noise_is_told_is_said_as_it_is() -> None:
     assert "noise scale 40 samples" in noise_sentence(recorded(), place(BEGINS + 20))
-    assert "fewer than 5 of the steps before are of the stage second" in noise_sentence(recorded(), place(BEGINS + 4))
+    assert "fewer than 3 of the steps before are of the stage second" in noise_sentence(recorded(), place(BEGINS + 2))
     never = recorded()
     never.train.gradient_square[:] = math.nan
     assert "a step has to be of two microbatches" in noise_sentence(never, place(BEGINS + 20))

@@ -18,7 +18,7 @@ from largebatch.train.run import Run
 
 MORE = 0.2
 """The share of samples more that an answer is given for."""
-_NEAR_STEPS, _LEAST_NEAR = 50, 5
+_NEAR_STEPS, _LEAST_NEAR = 50, 3
 _STRETCHES, _STEPS_OF_A_STRETCH, _LEAST_MEASURED = 10, 8, 40
 _DEVICES = (1, 2, 4, 8, 16, 32, 64)
 
