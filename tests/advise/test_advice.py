@@ -69,7 +69,9 @@ def test_the_noise_near_a_place_is_that_of_the_steps_before_it(step: int, scale:
     assert noise_at(recorded(), place(BEGINS + 2)) is None, "of two steps nothing is told"
 
 
-@pytest.mark.parametrize(("into", "scale", "steps"), [(30, 40, 3), (50, 40, 5), (100, 40, 5), (120, 40, 6), (380, 300, 19)])
+@pytest.mark.parametrize(
+    ("into", "scale", "steps"), [(30, 40, 3), (50, 40, 5), (100, 40, 5), (120, 40, 6), (380, 300, 19)]
+)
 def test_where_one_step_of_ten_is_measured_they_reach_back_half_of_the_way(into: int, scale: float, steps: int) -> None:
     noise = noise_at(recorded(every=10), place(BEGINS + into))
     assert noise is not None
