@@ -25,6 +25,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("digits") / "run"
     words = ["--batch", "40", "--microbatch", "20", "--epochs", "4", "--lr", "0.005", "--precision", "fp32"]
     words += ["--checkpoint-every-steps", "40", "--keep-checkpoints", "9"]
+    # Branches of sixteen steps or fewer, less than between two measurements, need not obey what was asked of the run.
+    words += ["--gradient-noise", "on", "--gradient-noise-every-steps", "20", "--layers-every-steps", "30"]
     assert main(["train", "digits", *words, "--out", str(out)]) == 0
     return out
 

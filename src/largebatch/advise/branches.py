@@ -139,6 +139,7 @@ def branch_run(run: Run[Any, Any], plan: Plan, order: int, multiple: int) -> Run
         evaluate_every_steps=between,
         checkpoint_every_steps=between,
         keep_checkpoints=1,
+        gradient_noise="off",  # nothing asks for it, and a branch may have fewer steps than it takes
     )
 
 
