@@ -111,6 +111,25 @@ def test_steps_in_between_have_no_hooks() -> None:
     assert not any(p._backward_hooks for p in model.parameters())
 
 
+class LikeFsdp(nn.Linear):
+    """One whose parameters are looked for in each forward pass, as FSDP2's are."""
+
+    def set_requires_gradient_sync(self, wanted: bool) -> None:
+        pass
+
+
+def test_a_pass_between_steps_attaches_no_hooks() -> None:
+    model = LikeFsdp(3, 2)
+    noise = GradientNoise(model, World(0, 1, torch.device("cpu")), "auto")
+    noise.enter("only", 2, sorts=False)
+    noise.begin("whole")
+    with noise.watching(1):
+        model(torch.ones(1, 3)).sum().backward()
+    noise.gathered()
+    model(torch.ones(1, 3))
+    assert not any(p._backward_hooks for p in model.parameters()), "an evaluation's hooks would stay for nine steps"
+
+
 @pytest.mark.parametrize(
     "words",
     [

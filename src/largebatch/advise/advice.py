@@ -96,7 +96,7 @@ def growth_by_noise(folder: RunFolder, place: Place) -> Growth:
     """Return a batch that grows with the noise scale of a place's stage; nothing where that is no smaller."""
     train, stage = folder.train, place.stage
     inside = train.between(place.stage_begins, place.stage_begins + stage.steps)
-    measured = np.flatnonzero(inside & np.isfinite(train.gradient_square) & np.isfinite(train.covariance_trace))
+    measured = np.flatnonzero(inside & train.noise_told)
     if len(measured) < _LEAST_MEASURED:
         return ()
     ends, scales = [], []

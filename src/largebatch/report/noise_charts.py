@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from largebatch.noise_scale import NoiseScale, of_steps, over_steps
 from largebatch.report import wording
@@ -44,14 +43,10 @@ def noise_charts(run: RunFolder) -> list[Chart]:
     return [_scale_chart(run, stretches), *([layers] if layers else [])]
 
 
-def _measured(run: RunFolder) -> NDArray[np.bool_]:
-    return np.isfinite(run.train.gradient_square) & np.isfinite(run.train.covariance_trace)
-
-
 def _stretches(run: RunFolder) -> list[_Stretch]:
     train, found = run.train, []
     for stage in run.stages:
-        inside = np.flatnonzero(_measured(run) & train.between(stage.first_step, stage.last_step))
+        inside = np.flatnonzero(train.noise_told & train.between(stage.first_step, stage.last_step))
         parts = min(STRETCHES, len(inside) // LEAST_STEPS)
         for part in np.array_split(inside, parts) if parts else []:
             noise = over_steps(of_steps(train.gradient_square[part].tolist(), train.covariance_trace[part].tolist()))
@@ -73,8 +68,8 @@ def _scale_chart(run: RunFolder, stretches: list[_Stretch]) -> Chart:
         if not len(inside):
             continue
         batch[inside] = stage.global_batch_samples
-        between = -(-len(inside) // max(int(_measured(run)[inside].sum()), 1))
-        window = max(LEAST_STEPS * between, len(inside) // STRETCHES)
+        steps_for_each = -(-len(inside) // max(int(train.noise_told[inside].sum()), 1))
+        window = max(LEAST_STEPS * steps_for_each, len(inside) // STRETCHES)
         square, trace = (
             moving_average(all_[inside], window) for all_ in (train.gradient_square, train.covariance_trace)
         )

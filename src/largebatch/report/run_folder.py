@@ -67,6 +67,11 @@ class TrainSteps:
     def __len__(self) -> int:
         return len(self.step)
 
+    @property
+    def noise_told(self) -> NDArray[np.bool_]:
+        """Whether each step has both estimates of its gradient's noise, and finite ones."""
+        return np.isfinite(self.gradient_square) & np.isfinite(self.covariance_trace)
+
     def between(self, first_step: int, last_step: int) -> NDArray[np.bool_]:
         """Return which of them are the steps first_step + 1 ... last_step."""
         return (self.step > first_step) & (self.step <= last_step)

@@ -90,7 +90,7 @@ class GradientNoise:
         self._held = [list[Tensor]() for _ in self._rows]
         self._norms, self._sums = _Found(), _Found()
         self._squared_sizes = 0.0
-        self._measures = self._watches = False
+        self._measures = self._hooks_wanted = self._watches = False
         self._detail: Detail = "nothing"
         for name, module in model.named_modules() if wish != "off" else ():
             if hasattr(module, "set_requires_gradient_sync"):  # FSDP2's
@@ -115,10 +115,8 @@ class GradientNoise:
         """Forget the step before; of the next one so much is to be told, where the stage can be measured."""
         self._norms, self._sums = _Found(), _Found()
         self._squared_sizes, self._detail = 0.0, detail if self._measures else "nothing"
-        if self._detail != "nothing":
-            for held in self._held:
-                held.clear()  # of passes that were not watched
-            self._hook(self._model, "")
+        self._hooks_wanted = self._detail != "nothing"
+        self._hook(self._model, "")
 
     @contextmanager
     def watching(self, samples: int) -> Iterator[None]:
@@ -149,9 +147,12 @@ class GradientNoise:
         """
         if self._detail == "nothing":
             return torch.zeros(0, dtype=torch.float64, device=self._world.device)
+        self._hooks_wanted = False  # nor by an evaluation before the next step
         for handle in self._hooks.values():
             handle.remove()
         self._hooks.clear()
+        for held in self._held:
+            held.clear()  # of passes that were not watched
         parts = self._zeros()
         self._norms.add_to(parts, 2)
         self._sums.add_to(parts, 1)
@@ -200,8 +201,8 @@ class GradientNoise:
         return torch.zeros(len(self._rows), dtype=torch.float64, device=self._world.device)
 
     def _hook(self, module: nn.Module, path: str) -> None:
-        """Watch the parameters of a module that lie here whole, where the step is measured."""
-        for below, child in module.named_modules() if self._detail != "nothing" else ():
+        """Watch the parameters of a module that lie here whole, in the passes of a step that is measured."""
+        for below, child in module.named_modules() if self._hooks_wanted else ():
             for own, p in child.named_parameters(recurse=False):
                 name = ".".join(part for part in (path, below, own) if part)
                 if name not in self._rows or name in self._hooks or is_sharded(p):
