@@ -2,7 +2,7 @@
 
     python reports/cifar_study.py DATA OUT
 
-DATA is the folder or archive of the authors' batches, OUT is where the runs go. The budget is what a CPU can do: an
+DATA is what README.md beside the ledger names, OUT is where the runs go. The budget is what a CPU can do: an
 eighth of the network's width, a sixth of its epochs.
 """
 

@@ -217,6 +217,12 @@ def _train(arguments: Sequence[str]) -> int:
                 if world.first:
                     print(line)
             return 0
+
+        def complain(what: object) -> None:
+            if world.first:
+                print(f"largebatch: {what}", file=sys.stderr)
+
+        diverged = False
         try:
             outcome = training.train(resume)
             del training
@@ -226,20 +232,23 @@ def _train(arguments: Sequence[str]) -> int:
                     continue
                 if world.first:
                     print(f"fine-tuning on SQuAD with seed {fine_tuning.seed}, the last is {way.squad_seeds - 1}")
-                outcome = made(fine_tuning, place, own).train(resume=(place / "run.json").is_file())
+                try:
+                    outcome = made(fine_tuning, place, own).train(resume=(place / "run.json").is_file())
+                except Diverged as error:  # what the other seeds come to is worth no less
+                    diverged = True
+                    complain(f"SQuAD with seed {fine_tuning.seed}: {error}")
                 if world.first:
                     write_report(place)
                 if outcome is Outcome.STOPPED:
                     break
         except (Diverged, AgentLost) as error:
-            if world.first:
-                print(f"largebatch: {error}", file=sys.stderr)
+            complain(error)
             return 1
         if world.first:
             _after_training(folder, outcome is Outcome.STOPPED)
     if outcome is Outcome.STOPPED:
         return 0 if "WORLD_SIZE" in os.environ else STOPPED
-    return 0
+    return int(diverged)
 
 
 def _after_training(folder: Path, stopped: bool) -> None:

@@ -53,7 +53,7 @@ def test_mean_and_spread_over_the_seeds_that_have_ended(tmp_path: Path) -> None:
     mean, spread = statistics.mean(scores.values()), statistics.stdev(scores.values())
     sentence = found.sentence()
     assert f"3 seeds: F1 {mean:.2f} (standard deviation {spread:.2f})" in sentence
-    assert "2 seeds more" in sentence
+    assert "2 seeds more have not come to an end" in sentence
     rows = {row[0]: row[1:] for row in found.table().rows}
     assert rows["seed 10"] == ("45.500", "55.500")
     assert rows["mean"] == (f"{mean - 10:.3f}", f"{mean:.3f}")

@@ -172,7 +172,7 @@ def test_a_given_tokenizer_json_keeps_its_own_rules(tmp_path: Path) -> None:
     given.enable_truncation(3)
     given.enable_padding(length=9)
     given.save(str(tmp_path / "given.json"))
-    vocabulary = wordpiece.load(tmp_path / "given.json", lowercase=False)
+    vocabulary = wordpiece.load(tmp_path / "given.json", lowercase=True)
     assert vocabulary.entries == entries
     vocabulary.save(tmp_path)
     ours = wordpiece.encoder(tmp_path / "tokenizer.json")
@@ -183,6 +183,13 @@ def test_a_given_tokenizer_json_keeps_its_own_rules(tmp_path: Path) -> None:
         assert ours.encode(line).ids == given.encode(line).ids
         assert theirs(line, add_special_tokens=False)["input_ids"] == given.encode(line).ids
     assert theirs.mask_token_id == 4
+
+
+def test_letters_stay_as_they_are_where_the_tokenizer_json_leaves_them(tmp_path: Path) -> None:
+    plain([*GOOD, "A"], lowercase=False).save(str(tmp_path / "given.json"))
+    for lowercase in (True, False):
+        wordpiece.load(tmp_path / "given.json", lowercase).save(tmp_path)
+        assert wordpiece.encoder(tmp_path / "tokenizer.json").encode("A a").tokens == ["A", "a"]
 
 
 GOOD = [*SPECIAL_TOKENS, "a", "b"]
@@ -203,6 +210,7 @@ GOOD = [*SPECIAL_TOKENS, "a", "b"]
         ("v.json", "{}", True, "is not a tokenizer.json"),
         ("v.json", "no special tokens", True, r"has no \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"),
         ("v.json", "a gap", True, "leaves out ids"),
+        ("v.json", "small letters", False, "makes letters small: leave lowercase at True"),
         ("missing.txt", None, True, "cannot be read: No such file"),
         (".", None, True, r"holds neither tokenizer\.json nor vocab\.txt"),
     ],
@@ -212,6 +220,8 @@ def test_a_vocabulary_that_cannot_be_used(
 ) -> None:
     if content == "no special tokens":
         content = plain(["[UNK]", "a"]).to_str().replace("[UNK]", "<unk>")
+    elif content == "small letters":
+        content = plain(GOOD).to_str()
     elif content == "a gap":
         made = json.loads(plain(GOOD).to_str())
         made["model"]["vocab"]["z"] = 99

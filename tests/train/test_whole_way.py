@@ -118,6 +118,20 @@ def test_a_stop_in_a_fine_tuning_saves_and_says_how_to_go_on(whole: Path, words:
     assert _scores(tmp_path / "run") == _scores(whole)
 
 
+def test_a_seed_that_diverges_leaves_the_others_their_turn(whole: Path, words: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("squad"))
+    given = [*words[:-1], "1e30", "--corpus", str(whole.parent / "corpus"), "--resume"]
+    for _ in range(2):  # the second time it goes on, to the same end
+        done = run(out, *given, recipe=TINY)
+        assert done.returncode == 1
+        for seed in range(2):
+            said = rf"SQuAD with seed {seed}: stopped at step \d+: 5 steps in a row"
+            assert re.search(said, done.stderr), done.stderr
+            assert (out / "squad" / f"seed-{seed}" / "report.html").is_file()
+        assert "no seed has come to its end" in done.stdout
+
+
 @pytest.mark.slow
 def test_an_interrupted_preparation_begins_again(words: list[str], tmp_path: Path) -> None:
     big = tmp_path / "big.txt"

@@ -54,7 +54,8 @@ class PrepareOptions:
     """Megabytes of text, from the start of the training part, that a vocabulary is trained on."""
 
     lowercase: bool = True
-    """Whether letters are made small and accents dropped before encoding; a tokenizer.json brings its own rule."""
+    """Whether letters are made small and accents dropped before encoding; a tokenizer.json brings its own rule,
+    and False is refused for one that makes them small."""
 
     held_out_fraction: float = 0.02
     """Share of the documents that is kept from training, chosen by a hash of their text; 0 keeps none, otherwise

@@ -99,7 +99,7 @@ def load(path: Path, lowercase: bool) -> Vocabulary:
     except OSError as error:
         raise InputError(f"the vocabulary {path} cannot be read: {error.strerror}") from None
     if path.suffix.lower() == ".json":
-        return _from_json(text, path)
+        return _from_json(text, path, lowercase)
     entries = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     _check(entries, path)
     _check_case(entries, path, lowercase)
@@ -121,11 +121,13 @@ def _bare(lowercase: bool, vocabulary: dict[str, int] | None = None) -> Tokenize
     return tokenizer
 
 
-def _from_json(text: str, path: Path) -> Vocabulary:
+def _from_json(text: str, path: Path, lowercase: bool) -> Vocabulary:
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises no narrower kind
         raise InputError(f"the vocabulary {path} is not a tokenizer.json: {str(error)[:200]}") from None
+    if not lowercase and tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("A") == "a":
+        raise InputError(f"the vocabulary {path} makes letters small: leave lowercase at True")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     ids = tokenizer.get_vocab(with_added_tokens=True)
