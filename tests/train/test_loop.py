@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from largebatch.errors import InputError
+from largebatch.recipes.optimizers import Lamb
 from largebatch.train.distributed import World
 from largebatch.train.finite import Diverged, first_bad_tensor
 from largebatch.train.ledger import read_ledger
@@ -197,6 +198,10 @@ def test_a_bad_weight_and_a_bad_gradient_are_named() -> None:
 # Folders.
 
 
+class _OfTheSameOptions(Lamb):
+    name: ClassVar[str] = "another"
+
+
 def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     training(toy(), folder).train(resume=False)
@@ -205,6 +210,8 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> No
         training(toy(), folder).train(resume=False)
     with pytest.raises(InputError, match=r"another seed \(recorded 0, given 1\)"):
         training(replace(toy(), seed=1), folder).train(resume=True)
+    with pytest.raises(InputError, match=r"another optimizer \(recorded 'LAMB', given 'another'\)"):
+        training(replace(toy(), optimizer=_OfTheSameOptions()), folder).train(resume=True)
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 

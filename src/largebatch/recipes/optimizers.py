@@ -13,6 +13,8 @@ from largebatch.optim import LAMB, LARS, Layerwise, layer_groups
 class Lamb:
     """LAMB over two kinds of parameters: matrices decay and adapt, biases and norm layers do neither."""
 
+    name: ClassVar[str] = "LAMB"
+
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the first and second moment; a stage may have its own."""
     eps: float = 1e-6
@@ -67,6 +69,8 @@ class Adamw:
 @dataclass(frozen=True, kw_only=True)
 class Lars:
     """LARS: matrices decay and adapt, biases and norm layers do neither."""
+
+    name: ClassVar[str] = "LARS"
 
     rule: Literal["algorithm1", "2017", "2017-lr-outside"] = "algorithm1"
     """The paper's algorithm 1, or the rule of 2017 with the rate inside or outside of the momentum."""

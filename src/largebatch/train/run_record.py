@@ -81,6 +81,9 @@ def changed_options(recorded: Mapping[str, Any], run: Run[Any, Any]) -> list[str
     Data that is identified by what it holds may lie elsewhere than it did.
     """
     changed = changed_fields(recorded["run"], run.as_dict())
+    was, now = recorded.get("optimizer_name"), getattr(run.optimizer, "name", None)
+    if None not in (was, now) and was != now:  # above its options: two may have the same
+        changed.insert(0, f"optimizer (recorded {was!r}, given {now!r})")
     if recorded.get("data") is None:
         return changed
     return [field for field in changed if field.split()[0] not in _DATA_PLACES]
