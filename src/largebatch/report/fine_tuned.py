@@ -63,8 +63,7 @@ class FineTuned:
             "in percent of the dev questions."
         )
         if self.unfinished:
-            have = "has" if self.unfinished == 1 else "have"
-            text += f" {wording.plural(self.unfinished, 'seed')} more {have} not come to an end."
+            text += f" {wording.plural(self.unfinished, 'seed more has', 'seeds more have')} not come to an end."
         if self.published is not None:
             text += f" Published for this batch: F1 {self.published.value:.3f} ({self.published.source})."
         return text
