@@ -34,6 +34,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     if run.last_evaluation is None:
         raise ValueError(f"{folder} has not come to its end")
     record = run.record
+    session = record["sessions"][-1]
     words = [Path(word).name if word.startswith("/") else word for word in record["overrides"]]
     return {
         "seed": record["run"]["seed"],
@@ -42,9 +43,10 @@ def read_run(folder: Path) -> dict[str, Any]:
         "steps": run.planned_steps,
         "commit": record["commit"],
         "cpu": record["cpu"],
-        "threads": record["sessions"][-1]["threads"],
+        "threads": session["threads"],
+        "kernels": session.get("kernels"),  # of an optimizer of ours; they differ in their last bits
         "versions": record["versions"],
-        "date": record["sessions"][-1]["started"][:10],
+        "date": session["started"][:10],
     }
 
 
