@@ -7,17 +7,30 @@ CORPUS is what `largebatch prepare --tokenizer bpe` wrote, OUT is where the runs
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from largebatch.text.shards import read_manifest
 from rate_study import RateStudy, Trial
 
 SIZES = ("--hidden-size", "128", "--layers", "2", "--attention-heads", "2", "--sequence-length", "64")
+
+
+def perplexity_last(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the perplexity as the last score, which the table shows of each seed."""
+    if "diverged" in record:
+        return record
+    scores = dict(record["scores"])
+    perplexity = scores.pop("perplexity")
+    return {**record, "scores": {**scores, "perplexity": perplexity}}
+
+
 STUDY = RateStudy(
     name="gpt",
     batches=(32, 512),
     first_rates={"lamb": (0.008, 0.016, 0.032), "adamw": (0.001, 0.002, 0.004)},
     cost=lambda scores: scores["perplexity"],
     cost_name="perplexity",
+    shown=perplexity_last,
 )
 
 
