@@ -45,7 +45,7 @@ ALLOWED: dict[str, list[str]] = {
     "command_line": ["errors"],
     "prepare_display": ["text"],
     "predict": ["errors", "bert"],
-    "whole_way": ["errors", "text", "bert", "train", "recipes", "prepare_display"],
+    "whole_way": ["errors", "batch", "text", "bert", "train", "recipes", "prepare_display"],
     "recipes": [*PURE, "optim", "text", "bert", "gpt", "vision", "train", "report", "study", "command_line"],
     "cli": [
         *(*PURE, "text", "train", "report", "study", "recipes"),

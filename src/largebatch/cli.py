@@ -135,7 +135,7 @@ def _subject(arguments: Sequence[str], verb: str, what: str) -> tuple[str, list[
     if arguments and arguments[0] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0)
-    if not arguments or arguments[0].startswith("-"):
+    if not arguments or not arguments[0].strip() or arguments[0].startswith("-"):
         raise InputError(f"{verb} needs {what}: largebatch {verb} {what.split()[-1].upper()} ...")
     return arguments[0], list(arguments[1:])
 
@@ -228,7 +228,7 @@ def _train(arguments: Sequence[str]) -> int:
             del training
             for place, fine_tuning, own in way.fine_tunings(run, folder) if outcome is Outcome.DONE else ():
                 if is_finished(place):
-                    world.first_rank_does(partial(check_alike, place, fine_tuning, world.device))
+                    world.first_rank_does(partial(check_alike, place, fine_tuning, own.overrides, world.device))
                     continue
                 if world.first:
                     print(f"fine-tuning on SQuAD with seed {fine_tuning.seed}, the last is {way.squad_seeds - 1}")

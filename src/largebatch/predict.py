@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from largebatch.bert import starting_weights
 from largebatch.bert.squad import (
     AnswerOptions,
@@ -61,10 +59,6 @@ def predict(model: str, options: PredictOptions) -> Iterator[str]:
     one = options.question is not None or options.context is not None
     if one == (options.data is not None):
         raise InputError("predict needs --question and --context, or --data: a question, or a file of them")
-    if options.device not in ("cpu", "cuda"):
-        raise InputError(f"device is {options.device!r}, allowed is cpu or cuda")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda, but there is no GPU that PyTorch can use; allowed here is cpu")
     if one:
         yield from _one(model, options)
     else:

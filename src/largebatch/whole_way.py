@@ -6,20 +6,21 @@ RUN/squad/seed-N/  a run of its own, with its model and report
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from largebatch.batch import samples_for_epochs, steps_for_samples
 from largebatch.bert.pretraining import BertPretraining
-from largebatch.bert.squad import WindowSizes, read_questions
+from largebatch.bert.squad import WindowSizes, read_questions, spread
 from largebatch.errors import InputError, check_at_least
 from largebatch.recipes.squad import squad
 from largebatch.text.shards import MANIFEST, read_manifest
 from largebatch.train.precision import chosen_precision
-from largebatch.train.run import Run
+from largebatch.train.run import MOST_SAMPLES, MOST_STEPS, Run
 from largebatch.train.run_record import Origin, changed_options, fingerprint, read_run_record
 
 
@@ -79,8 +80,17 @@ class WholeWay:
             if not 0 < value < float("inf"):
                 raise InputError(f"{name} is {value}, allowed is more than 0 and finite")
         self._check_windows(run.task.max_position_embeddings)
-        for source, split in zip(self.questions, ("train", "validation"), strict=True):
-            read_questions(source, split)
+        if self.squad_batch > MOST_SAMPLES:
+            raise InputError(f"squad_batch is {self.squad_batch}, allowed is 1 to {MOST_SAMPLES}")
+        train, dev = self.questions
+        kept = spread(read_questions(train, "train")[0], self.squad_train_questions, train)
+        spread(read_questions(dev, "validation")[0], self.squad_dev_questions, dev)
+        # Each question is a window at least; how many there are is known once there is a tokenizer.
+        steps = steps_for_samples(samples_for_epochs(self.squad_epochs, len(kept)), self.squad_batch)
+        if steps > MOST_STEPS:
+            raise InputError(
+                f"squad_epochs is {self.squad_epochs:g}, which takes {steps:,} steps, allowed is {MOST_STEPS:,}"
+            )
 
     def _check_windows(self, longest: int) -> None:
         try:
@@ -106,14 +116,16 @@ class WholeWay:
         """
         if self.source is None:
             return
+        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
         if (corpus / MANIFEST).is_file():
             if (prepared_from := read_manifest(corpus).get("source")) != self.source:
                 raise InputError(
                     f"{corpus} holds a corpus prepared with source {prepared_from}, not {self.source}: leave out "
                     "--source, or name another folder with --corpus"
                 )
+            if not many:
+                yield f"{corpus} is prepared already from {self.source}; remove it to have a changed text prepared"
             return
-        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
         if dry or many:
             reason = "a dry run does not do" if dry else "many processes do not wait for"
             raise InputError(
@@ -169,8 +181,15 @@ def is_finished(folder: Path) -> bool:
     return (folder / "model" / "config.json").is_file()
 
 
-def check_alike(folder: Path, run: Run[Any, Any], device: torch.device) -> None:
-    """Raise InputError unless a finished fine-tuning is the one that would be run now, wherever its model lay."""
+def check_alike(folder: Path, run: Run[Any, Any], words: Sequence[str], device: torch.device) -> None:
+    """Raise InputError unless a finished fine-tuning is the one that would be run now, wherever its model lay.
+
+    Args:
+        folder: of the finished one.
+        run: the one that would be run now.
+        words: what would follow `largebatch train squad` for it, as an origin has them.
+        device: where it would be run.
+    """
     run = replace(run, precision=chosen_precision(run.precision, device))
     recorded = read_run_record(folder)
     changed = [field for field in changed_options(recorded, run) if not field.startswith("task.init_from ")]
@@ -178,9 +197,19 @@ def check_alike(folder: Path, run: Run[Any, Any], device: torch.device) -> None:
         changed = ["set of questions"]
     if changed:
         raise InputError(
-            f"{folder} was fine-tuned with another {changed[0]}, and seeds that differ in more have no common mean: "
-            f"give what it had, or remove {folder.parent}"
+            f"{folder} was fine-tuned with another {_option(recorded, words) or changed[0]}, and seeds that differ in "
+            f"more have no common mean: give what it had, or remove {folder.parent}"
         )
+
+
+def _option(recorded: Mapping[str, Any], words: Sequence[str]) -> str | None:
+    """Return the option of the whole way that differs from what a fine-tuning was given; None where none does."""
+    was, given = (dict(zip(pairs[::2], pairs[1::2], strict=False)) for pairs in (recorded["overrides"], words))
+    for name in (*given, *was):
+        if name != "--init-from" and was.get(name) != given.get(name):
+            found = (was.get(name, "nothing"), given.get(name, "nothing"))
+            return f"--squad-{name.removeprefix('--')} (recorded {found[0]}, given {found[1]})"
+    return None
 
 
 def _words(arguments: dict[str, Any]) -> Sequence[str]:

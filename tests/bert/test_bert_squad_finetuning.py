@@ -205,6 +205,7 @@ def test_problems_are_logged_with_their_ids(
         ({"answer_length": 0}, "answer_length is 0"),
         ({"sequence_length": 65}, "sequence_length is 65, the model in .* allows 64"),
         ({"stride": 30}, "would leave out parts"),
+        ({"null_threshold": 3.0}, "null_threshold is 3.0, but every question of .* has an answer: leave it out"),
     ],
 )
 def test_what_cannot_work_is_refused(task: SquadFineTuning, changed: dict[str, Any], said: str) -> None:
@@ -223,6 +224,14 @@ def test_a_tokenizer_of_another_model_is_refused(task: SquadFineTuning, tmp_path
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"vocab_size": 7}), encoding="utf-8")
     with pytest.raises(InputError, match="68 tokens, but its model only 7"):
         replace(task, init_from=str(tmp_path / "other")).check([])
+
+
+@pytest.mark.parametrize("device", ["tpu", "meta", "cuda"])
+def test_a_reader_needs_a_device(task: SquadFineTuning, device: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        return
+    with pytest.raises(InputError, match=f"device is .?{device}"):
+        Reader(task.init_from, device=device)
 
 
 def test_a_model_without_a_span_head_does_not_answer(task: SquadFineTuning) -> None:

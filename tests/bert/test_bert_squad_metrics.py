@@ -78,7 +78,12 @@ def test_equal_to_torchmetrics() -> None:
     ("data", "message"),
     [
         ({}, "SQuAD's form"),
-        ({"data": [{"paragraphs": [{"qas": [{"answers": []}]}]}]}, "SQuAD's form"),
+        (
+            {"data": [{"paragraphs": [{"qas": [{"answers": []}]}]}]},
+            r"question at data\[0\].*\[0\] of the data set has the id None",
+        ),
+        ({"data": [{"paragraphs": [{"qas": {}}]}]}, "SQuAD's form"),
+        ({"data": [{"paragraphs": {}}]}, "SQuAD's form"),
         ({"data": []}, "no questions"),
         (_data({"7": []}), "'7' has no answers"),
         ({"data": 2 * _data({"7": ["x"]})["data"]}, "'7'; ids must differ"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from largebatch.bert.squad import Answer, Problem, questions_of, read_questions
+from largebatch.bert.squad import Answer, Problem, evaluate, questions_of, read_questions, spread
 from largebatch.errors import InputError
 
 CONTEXT = "Ada wrote to Bea. Bea wrote to Cy."
@@ -71,6 +71,38 @@ def test_an_answer_elsewhere_is_taken_where_it_is_nearest(start: Any, found: int
     questions, problems = questions_of(_data(_entry("1", (("Bea", start),))))
     assert questions[0].answers == (Answer("Bea", found),)
     assert problems == [Problem("1", f"the answer 'Bea' is not at {start!r}; taken at {found}", True)]
+
+
+@pytest.mark.parametrize(
+    ("given_value", "answers", "answerable", "what"),
+    [
+        (True, (("Bea", 13),), True, "its is_impossible is true, but it has an answer; taken as answerable"),
+        ("false", (("Bea", 13),), True, "its is_impossible is 'false', not true or false; taken as answerable"),
+        (None, (), False, "its is_impossible is None, not true or false; taken as impossible"),
+        (True, [{"text": "", "answer_start": 0}], False, None),
+        (True, None, False, None),
+    ],
+)
+def test_a_question_that_has_an_answer_is_answerable(
+    given_value: Any, answers: Any, answerable: bool, what: str | None
+) -> None:
+    data = _data(_entry("1", answers, is_impossible=given_value))
+    (question,), problems = questions_of(data)
+    assert bool(question.answers) == answerable
+    assert question.may_be_impossible
+    assert [problem.what.startswith(what or "-") for problem in problems] == ([] if what is None else [True])
+    assert all(problem.kept for problem in problems)
+    if answers is not None:  # as the evaluation takes it
+        right = evaluate(data, {"1": question.answers[0].text if question.answers else ""})
+        assert right == {"exact_match": 100, "f1": 100}
+
+
+def test_so_many_questions_are_spread_over_all() -> None:
+    questions = questions_of(_data(*(_entry(str(number)) for number in range(7))))[0]
+    assert [question.id for question in spread(questions, 3, "f")] == ["0", "2", "4"]
+    assert spread(questions, None, "f") == questions
+    with pytest.raises(InputError, match="8 questions of f are asked for, it has 7 that can be used"):
+        spread(questions, 8, "f")
 
 
 @given(

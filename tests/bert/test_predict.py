@@ -124,6 +124,8 @@ def test_a_place_that_cannot_be_written_to_is_told_before_reading(
     ("words", "said"),
     [
         ((), "predict needs a folder with a fine-tuned model"),
+        (("",), "predict needs a folder with a fine-tuned model"),
+        (("MODEL", "--data", ""), "the path '' names nothing"),
         (("MODEL",), "needs --question and --context, or --data"),
         (("MODEL", "--question", "word1"), "give both"),
         (("MODEL", "--question", " ", "--context", "word1"), "the question is empty"),

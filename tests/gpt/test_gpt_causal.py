@@ -159,3 +159,11 @@ def test_what_cannot_work_is_refused(
     stage: Any = SimpleNamespace(name="only", task_options=options)
     with pytest.raises(InputError, match=said):
         replace(task, **changed).check([stage])
+
+
+@pytest.mark.parametrize("recipe", ["gpt-mini", "gpt2"])
+def test_a_rate_that_is_none_is_named_as_it_was_given(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", recipe, "--lr-at-32", "nan", "--out", str(tmp_path / "run")]) == 2
+    assert "lr_at_32 is nan, allowed is more than 0 and finite" in capsys.readouterr().err

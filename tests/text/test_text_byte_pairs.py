@@ -11,6 +11,8 @@ from transformers import AutoTokenizer
 
 from largebatch.errors import InputError
 from largebatch.text import byte_pairs
+from largebatch.text.documents import as_unit
+from largebatch.text.held_out import HeldOut
 from largebatch.text.options import LEAST_BYTE_PAIRS, PrepareOptions
 from largebatch.text.prepare import prepare
 from largebatch.text.shards import DocumentStore, PreparedCorpus
@@ -31,6 +33,20 @@ def _texts(corpus: PreparedCorpus, store: DocumentStore) -> list[str]:
         tokenizer.decode([int(t) for s in store.document(n) for t in s], skip_special_tokens=False)
         for n in range(store.documents)
     ]
+
+
+def test_no_pairs_are_learned_from_a_word_that_is_very_long(tmp_path: Path) -> None:
+    long = "ab" * (byte_pairs.LONGEST_WORD // 2)
+    run = f"été,{long}x,,日本"
+    made = [["aé aé"], ["plain text"], [f"{run} end"], ["plain text again"]]
+    corpus = _prepared(tmp_path, made, held_out_fraction=0.0)
+    assert "abab" not in corpus.tokenizer().get_vocab()
+    assert _texts(corpus, corpus.train) == [" ".join(document) for document in made]
+    survey = byte_pairs.survey(as_unit(made, "made"), HeldOut(0, 0), lowercase=False).text.decode()
+    assert survey.splitlines()[2] == "été, ,,日本 end"
+    short = [*made[:2], [f"{run} end".replace(f"{long}x", long)], made[3]]
+    assert long in byte_pairs.survey(as_unit(short, "made"), HeldOut(0, 0), lowercase=False).text.decode()
+    assert "abab" in _prepared(tmp_path / "short", short, held_out_fraction=0.0).tokenizer().get_vocab()
 
 
 def test_every_document_comes_back(tmp_path: Path) -> None:

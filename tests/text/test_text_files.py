@@ -152,6 +152,7 @@ def test_any_file_system_that_fsspec_knows() -> None:
         ("{}/*.txt", "there is no file or folder"),
         ("{}", r"holds no \.jsonl, \.md, \.txt file, plain or compressed"),
         ("unheard://bucket/x", "cannot be opened: Protocol not known: unheard"),
+        (" ", "the path ' ' names nothing; allowed are a path, a URL"),
         ("/dev/null", "is neither a file nor a folder"),
     ],
 )

@@ -244,6 +244,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path: 
         (source, {"vocabulary_size": 301}, "holds a corpus prepared with vocabulary_size 300, not 301"),
         (source, {"seed": 1}, "prepared with seed 0, not 1"),
         (source, {"vocabulary": vocabulary}, "prepared with vocabulary None, not vocab.txt"),
+        (source, {"tokenizer": "bpe"}, "prepared with tokenizer wordpiece, not bpe"),
         (other, {}, "prepared with source .*made.txt, not .*other.txt"),
     ):
         with pytest.raises(InputError, match=message) as caught:

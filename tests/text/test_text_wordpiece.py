@@ -55,6 +55,18 @@ def ordinary_training(text: Path, size: int) -> list[str]:
     return sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
 
 
+def test_a_word_too_long_to_be_encoded_teaches_nothing(tmp_path: Path) -> None:
+    long = "qwqwqwqw" * (wordpiece.LONGEST_WORD // 8) + "qwqwq"
+    assert len(long) > wordpiece.LONGEST_WORD
+    beside = [["so", f"Eat{long}\tmore,bread", f"{long[:4]},{long}"]]
+    without = [["so", "more,bread", f"{long[:4]},"]]
+    found = [wordpiece.survey(as_unit(part, "made"), EVERYTHING, True) for part in (beside, without)]
+    assert (found[0].characters, found[0].inner) == (found[1].characters, found[1].inner)
+    assert train(tmp_path, made=MADE + beside).entries == train(tmp_path, made=MADE + without).entries
+    shorter = [[line.replace(long, long[: wordpiece.LONGEST_WORD]) for line in beside[0]]]
+    assert train(tmp_path, made=MADE + shorter).entries != train(tmp_path, made=MADE + without).entries
+
+
 def test_training_gives_the_same_entries_where_the_librarys_own_does_not(tmp_path: Path) -> None:
     ours = [train(tmp_path).entries for _ in range(4)]
     assert all(entries == ours[0] for entries in ours)
@@ -80,8 +92,9 @@ def test_a_survey_counts_what_the_pre_tokeniser_sees() -> None:
     assert tokenizer.pre_tokenizer is not None
     for line in (line for document in made for line in document):
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(line)):
-            characters.update(word)
-            inner.update(word[1:])
+            if len(word) <= wordpiece.LONGEST_WORD:
+                characters.update(word)
+                inner.update(word[1:])
     assert (found.characters, found.inner) == (dict(characters), inner)
 
 

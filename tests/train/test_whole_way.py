@@ -162,9 +162,13 @@ def test_an_interrupted_preparation_begins_again(words: list[str], tmp_path: Pat
     [
         (
             {"--squad-lr": "0.001"},
-            r"seed-0 was fine-tuned with another stages\.0\.peak_lr \(recorded 0\.003, given 0\.001\)",
+            r"seed-0 was fine-tuned with another --squad-lr \(recorded 0\.003, given 0\.001\)",
         ),
-        ({"--squad-dev": "TRAIN"}, "seed-0 was fine-tuned with another set of questions"),
+        ({"--squad-epochs": "2"}, r"with another --squad-epochs \(recorded 3\.0, given 2\.0\)"),
+        (
+            {"--squad-dev": "TRAIN"},
+            r"seed-0 was fine-tuned with another --squad-dev \(recorded .*dev\.json, given .*train\.json\)",
+        ),
         ({"--source": "elsewhere.txt"}, r"holds a corpus prepared with source .*words\.txt, not elsewhere\.txt"),
     ],
 )
@@ -179,6 +183,18 @@ def test_seeds_of_one_mean_are_fine_tuned_alike(
     assert done.returncode == 2
     assert re.search(said, done.stderr), done.stderr
     assert (whole / "report.html").read_bytes() == before
+
+
+def test_other_questions_under_the_same_name_are_noticed(whole: Path, words: list[str]) -> None:
+    dev = Path(words[words.index("--squad-dev") + 1])
+    before = dev.read_bytes()
+    _questions(dev, 19)
+    try:
+        done = run(whole, *words, "--corpus", str(whole.parent / "corpus"), "--resume", recipe=TINY)
+    finally:
+        dev.write_bytes(before)
+    assert done.returncode == 2
+    assert "seed-0 was fine-tuned with another set of questions" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -202,6 +218,33 @@ def test_what_cannot_work_is_told_before_anything(
     assert main(["train", "bert-demo", "--out", str(tmp_path / "run"), *changed]) == 2
     assert re.search(said, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--squad-train-questions", "49", r"49 questions of .*train\.json are asked for, it has 48"),
+        ("--squad-dev-questions", "21", r"21 questions of .*dev\.json are asked for, it has 20"),
+        ("--squad-batch", "1000000000000", "squad_batch is 1000000000000, allowed is 1 to"),
+        ("--squad-epochs", "1e30", r"squad_epochs is 1e\+30, which takes .* steps, allowed is"),
+    ],
+)
+def test_a_fine_tuning_that_cannot_work_is_told_before_anything(
+    words: list[str], option: str, value: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = dict(zip(words[::2], words[1::2], strict=True)) | {option: value, "--corpus": str(tmp_path / "corpus")}
+    options = [word for pair in given.items() for word in pair]
+    assert main(["train", "bert-demo", "--out", str(tmp_path / "run"), *options]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_corpus_that_is_there_is_said_to_be_used(
+    whole: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--corpus", str(whole.parent / "corpus"), *words, "--dry-run"]
+    assert main(["train", TINY, "--out", str(tmp_path / "run"), *given]) == 0
+    assert re.search(r"corpus is prepared already from .*words\.txt; remove it", capsys.readouterr().out)
 
 
 def test_other_tasks_have_no_such_way(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

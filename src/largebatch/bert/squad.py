@@ -8,6 +8,7 @@ from largebatch.bert.squad_questions import Problem as Problem
 from largebatch.bert.squad_questions import Question as Question
 from largebatch.bert.squad_questions import questions_of as questions_of
 from largebatch.bert.squad_questions import read_questions as read_questions
+from largebatch.bert.squad_questions import spread as spread
 from largebatch.bert.squad_reader import Reader as Reader
 from largebatch.bert.squad_reader import write_predictions as write_predictions
 from largebatch.bert.squad_source import entries as entries

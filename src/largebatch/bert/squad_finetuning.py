@@ -22,7 +22,7 @@ from largebatch.bert.squad_batches import (
     collate_windows,
 )
 from largebatch.bert.squad_metrics import scores
-from largebatch.bert.squad_questions import Question, read_questions
+from largebatch.bert.squad_questions import Question, read_questions, spread
 from largebatch.bert.squad_windows import EncodedQuestions, Window, WindowSizes
 from largebatch.errors import InputError, check_at_least, check_dropout
 from largebatch.networks import save_network
@@ -97,6 +97,10 @@ class SquadFineTuning:
             )
         self._encoded_training()
         self._encoded_dev()
+        if self.null_threshold and not self._is_v2:
+            raise InputError(
+                f"null_threshold is {self.null_threshold}, but every question of {self.dev} has an answer: leave it out"
+            )
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of all questions, contexts and answers."""
@@ -233,7 +237,4 @@ def _questions(source: str, split: str, limit: int | None) -> list[Question]:
         _log.warning("%s: question %s%s: %s", source, problem.id, "" if problem.kept else ", left out", problem.what)
     if len(problems) > _SHOWN_PROBLEMS:
         _log.warning("%s: %d more such problems", source, len(problems) - _SHOWN_PROBLEMS)
-    count = len(questions) if limit is None else limit
-    if not 1 <= count <= len(questions):
-        raise InputError(f"{count} questions of {source} are asked for, it has {len(questions)} that can be used")
-    return [questions[i * len(questions) // count] for i in range(count)]
+    return spread(questions, limit, source)

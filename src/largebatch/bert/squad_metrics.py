@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from largebatch.bert.squad_source import entries
 from largebatch.errors import InputError
 
 _PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
@@ -90,17 +91,11 @@ def scores(annotated: Sequence[str], predicted: str, *, may_be_impossible: bool)
 
 
 def _questions(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    try:
-        for article in dataset["data"]:
-            for paragraph in article["paragraphs"]:
-                for question in paragraph["qas"]:
-                    if not isinstance(question["id"], str):
-                        raise InputError(f"a question of the data set has the id {question['id']!r}; it must be text")
-                    yield question
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"the data set is not of SQuAD's form, data > paragraphs > qas > id: {type(error).__name__}: {error}"
-        ) from error
+    for place, _, question in entries(dataset):
+        name = question.get("id") if isinstance(question, Mapping) else None
+        if not isinstance(name, str):
+            raise InputError(f"the question at {place} of the data set has the id {name!r}; it must be text")
+        yield question
 
 
 def _answers(question: Mapping[str, Any]) -> list[str]:

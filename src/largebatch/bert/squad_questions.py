@@ -94,6 +94,18 @@ def questions_of(dataset: Mapping[str, Any], *, answers_needed: bool = True) -> 
     return questions, problems
 
 
+def spread(questions: list[Question], count: int | None, source: str) -> list[Question]:
+    """Return so many questions of a source, spread evenly over them; None is all.
+
+    Raises:
+        InputError: it has not so many.
+    """
+    count = len(questions) if count is None else count
+    if not 1 <= count <= len(questions):
+        raise InputError(f"{count} questions of {source} are asked for, it has {len(questions)} that can be used")
+    return [questions[i * len(questions) // count] for i in range(count)]
+
+
 def is_text(characters: str) -> bool:
     """Return whether a string can be written as UTF-8, which half of a surrogate pair cannot."""
     try:
@@ -117,9 +129,9 @@ def _question(entry: Any, context: Any, told: list[str], answers_needed: bool) -
     if not all(map(is_text, (name, text, context))):
         raise _Unusable("its id, question or context holds half of a surrogate pair, which is no text")
     v2 = "is_impossible" in entry
-    if entry.get("is_impossible"):
-        return Question(name, text, context, (), v2)
     annotated = entry.get("answers")
+    if _is_impossible(entry.get("is_impossible", False), annotated, told):
+        return Question(name, text, context, (), v2)
     if not annotated and not answers_needed:
         return Question(name, text, context, (), v2)
     if not isinstance(annotated, list) or not annotated:
@@ -130,12 +142,27 @@ def _question(entry: Any, context: Any, told: list[str], answers_needed: bool) -
     return Question(name, text, context, tuple(answers), v2)
 
 
-def _answer(answer: Any, context: str, told: list[str]) -> Answer | None:
+def _is_impossible(given: Any, annotated: Any, told: list[str]) -> bool:
+    """Return whether a question has no answer; one that has an answer is answerable, as for the official evaluation."""
+    answered = isinstance(annotated, list) and any(map(_has_text, annotated))
+    taken = "answerable" if answered else "impossible"
+    if not isinstance(given, bool):
+        told.append(f"its is_impossible is {given!r}, not true or false; taken as {taken} for its answers")
+    elif given and answered:
+        told.append("its is_impossible is true, but it has an answer; taken as answerable")
+    return given is not False and not answered
+
+
+def _has_text(answer: Any) -> bool:
     text = answer.get("text") if isinstance(answer, Mapping) else None
-    if not isinstance(text, str) or not text.strip():
+    return isinstance(text, str) and bool(text.strip())
+
+
+def _answer(answer: Any, context: str, told: list[str]) -> Answer | None:
+    if not _has_text(answer):
         told.append("an answer has no text")
         return None
-    given = answer.get("answer_start")
+    text, given = answer["text"], answer.get("answer_start")
     start = given if isinstance(given, int) and not isinstance(given, bool) else 0
     if start >= 0 and given == start and context.startswith(text, start):
         return Answer(text, start)

@@ -39,20 +39,20 @@ class Reader:
             folder: with a ``BertForQuestionAnswering`` and its tokenizer.
             sizes: of the windows; by default BERT's, in a model that takes only shorter ones as long as they may be.
             options: how answers are chosen.
-            device: where to read.
+            device: where to read, cpu or cuda.
 
         Raises:
-            InputError: the folder holds no BERT with a span head, no tokenizer, or a model too short for the sizes.
+            InputError: there is no such device; the folder holds no BERT with a span head, no tokenizer, or a model too
+                short for the sizes.
         """
         from largebatch.bert import span_model, starting_weights
 
-        folder = Path(folder)
+        folder, self._device = Path(folder), _device(device)
         longest = starting_weights.sizes(folder)["max_position_embeddings"]
         self._sizes = sizes or WindowSizes.for_model(longest)
         self._sizes.check_fit(longest, f"the model in {folder}")
         self._options = options or AnswerOptions()
         self._tokenizer = tokenizer_of(folder)
-        self._device = torch.device(device)
         self._model = span_model.trained_span_model(folder).to(self._device).eval()
 
     def answer(self, question: str, context: str) -> list[RankedAnswer]:
@@ -109,3 +109,15 @@ def write_predictions(folder: Path, answers: Mapping[str, Sequence[RankedAnswer]
         write_aside(folder / name, json.dumps(content, ensure_ascii=False, indent=1))
         written.append(folder / name)
     return written
+
+
+def _device(given: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(given)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {str(given)!r}, allowed is cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device is {given}, but there is no GPU that PyTorch can use; allowed here is cpu")
+    return device

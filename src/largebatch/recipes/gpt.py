@@ -69,6 +69,8 @@ def _gpt(
     for name, value in (("batch", batch), ("samples", samples), ("sequence_length", sequence_length)):
         if value < 1:
             raise InputError(f"{name} is {value}, allowed is 1 or more")
+    if not 0 < lr_at_32 < float("inf"):
+        raise InputError(f"lr_at_32 is {lr_at_32}, allowed is more than 0 and finite")
     steps = steps_for_samples(samples, batch)
     stage = Stage(
         name=f"length-{sequence_length}",

@@ -5,6 +5,7 @@ one special token, which stands between documents. Any text can be encoded, and 
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,27 @@ from largebatch.text.vocabulary import Survey, Vocabulary
 
 END = "<|endoftext|>"
 _LEAST_COUNT = 2  # of a pair that is merged
+LONGEST_WORD = 1000
+"""A longer word is encoded like any other, but no pairs are learned from it."""
+_LONG_RUN = re.compile(rf"\S{{{LONGEST_WORD + 1},}}|\s{{{LONGEST_WORD + 1},}}")
 
 
 def survey(unit: Unit, held_out: HeldOut, lowercase: bool) -> Survey:
-    """Return the training text of a unit, a sentence a line; `lowercase` is not for this tokenizer to know."""
+    """Return the training text of a unit, a sentence a line; `lowercase` is not for this tokenizer to know.
+
+    Words that are very long are left out: the trainer's time grows with the square of a word.
+    """
     del lowercase
     documents = [document for document in documents_of(unit) if not held_out.holds_out(document)]
     text = "".join(f"{sentence}\n" for document in documents for sentence in document)
+    text = _LONG_RUN.sub(lambda run: _shorter_words(run[0]), text)
     return Survey(text.encode(), {" ": len(text)} if text else {}, set())
+
+
+def _shorter_words(run: str) -> str:
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    places = (place for _, place in splitter.pre_tokenize_str(run))
+    return "".join(run[first:end] if end - first <= LONGEST_WORD else " " for first, end in places)
 
 
 def train(text: Path, characters: dict[str, int], inner: set[str], vocabulary_size: int, lowercase: bool) -> Vocabulary:

@@ -19,6 +19,7 @@ from typing import Any, cast
 from largebatch.errors import InputError
 
 _BLOCK_BYTES = 1 << 18
+_ALLOWED = "allowed are a path, a URL, a pattern with *, and hf:NAME for a Hugging Face dataset"
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ def list_files(source: str, suffixes: frozenset[str]) -> list[InputFile]:
     In a folder those below it whose suffix (before the compression's) is among `suffixes`; hidden files and
     folders are left out. A path that is itself a file is returned whatever its suffix. Raises InputError.
     """
+    if not source.strip():
+        raise InputError(f"the path {source!r} names nothing; {_ALLOWED}")
     from fsspec.core import url_to_fs
 
     try:
@@ -203,10 +206,7 @@ def list_files(source: str, suffixes: frozenset[str]) -> list[InputFile]:
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"the source {source} cannot be opened: {_reason(error)}") from None
     if not files:
-        raise InputError(
-            f"there is no file or folder {source}; allowed are a path, a URL, a pattern with *, and "
-            "hf:NAME for a Hugging Face dataset"
-        )
+        raise InputError(f"there is no file or folder {source}; {_ALLOWED}")
     return files
 
 

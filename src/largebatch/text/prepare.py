@@ -261,8 +261,9 @@ def _existing(out: Path, source_name: str, asked: dict[str, Any], source: Source
     if not (out / MANIFEST).is_file():
         raise InputError(f"{out} holds other files: choose a new or an empty folder")
     manifest = read_manifest(out)
-    held = {"source": manifest.get("source"), **manifest.get("options", {})}
-    for name, value in {"source": source_name, **asked}.items():
+    unsaid = {"tokenizer": "wordpiece"}
+    held = {"source": manifest.get("source"), **unsaid, **manifest.get("options", {})}
+    for name, value in {"source": source_name, **unsaid, **asked}.items():
         if held.get(name) != value:
             raise InputError(
                 f"{out} holds a corpus prepared with {name} {_shown(held.get(name))}, not {_shown(value)}: choose "

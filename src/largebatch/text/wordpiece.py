@@ -26,7 +26,10 @@ _LEAST_COUNT = 2  # of a pair that is merged
 
 
 def survey(unit: Unit, held_out: HeldOut, lowercase: bool) -> Survey:
-    """Return the training text of a unit and its characters, as the pre-tokeniser sees them."""
+    """Return the training text of a unit and its characters, as the pre-tokeniser sees them.
+
+    Words that are longer than any that is encoded are left out: the trainer's time grows with the square of a word.
+    """
     documents = [document for document in documents_of(unit) if not held_out.holds_out(document)]
     text = "".join(f"{sentence}\n" for document in documents for sentence in document)
     tokenizer = _bare(lowercase)
@@ -35,11 +38,19 @@ def survey(unit: Unit, held_out: HeldOut, lowercase: bool) -> Survey:
     characters: Counter[str] = Counter()
     inner: set[str] = set()
     # Space and line end separate words whatever else does, so each different piece needs one look only.
+    too_long: dict[str, str] = {}
     for piece, count in Counter(text.replace("\n", " ").split(" ")).items():
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(piece)):
+        split = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(piece))
+        words = [word for word, _ in split if len(word) <= LONGEST_WORD]
+        if len(words) < len(split):
+            too_long[piece] = " ".join(words)
+        for word in words:
             for character in word:
                 characters[character] += count
             inner.update(word[1:])
+    if too_long:
+        lines = (line.split(" ") for line in text.split("\n"))
+        text = "\n".join(" ".join(too_long.get(piece, piece) for piece in line) for line in lines)
     return Survey(text.encode(), dict(characters), inner)
 
 

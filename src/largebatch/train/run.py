@@ -29,7 +29,8 @@ CHANGEABLE_AT_RESUME += ("gradient_noise", "gradient_noise_every_steps", "task.c
 _BEFORE_IT_WAS_RECORDED = {"continues_data": False}
 """Fields that came later -> what they are in a record without them."""
 
-_MOST_SAMPLES, _MOST_STEPS = 2**27, 2**40
+MOST_SAMPLES, MOST_STEPS = 2**27, 2**40
+"""Of a step and of a stage."""
 
 
 class OptimizerChoice(Protocol):
@@ -71,7 +72,7 @@ class Stage:
     continues_data: bool = False
 
     def __post_init__(self) -> None:
-        for name, most in (("global_batch_samples", _MOST_SAMPLES), ("steps", _MOST_STEPS)):
+        for name, most in (("global_batch_samples", MOST_SAMPLES), ("steps", MOST_STEPS)):
             if not 1 <= (value := getattr(self, name)) <= most:
                 raise InputError(f"stage {self.name!r}: {name} is {value}, allowed is 1 to {most}")
         if not 0 <= self.peak_lr < float("inf"):
