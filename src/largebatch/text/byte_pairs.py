@@ -21,7 +21,8 @@ END = "<|endoftext|>"
 _LEAST_COUNT = 2  # of a pair that is merged
 LONGEST_WORD = 1000
 """A longer word is encoded like any other, but no pairs are learned from it."""
-_LONG_RUN = re.compile(rf"\S{{{LONGEST_WORD + 1},}}|\s{{{LONGEST_WORD + 1},}}")
+# A run is tried from its first character only: a page without spaces must not cost its square.
+_LONG_RUN = re.compile(rf"(?<!\S)\S{{{LONGEST_WORD + 1},}}|(?<!\s)\s{{{LONGEST_WORD + 1},}}")
 
 
 def survey(unit: Unit, held_out: HeldOut, lowercase: bool) -> Survey:
