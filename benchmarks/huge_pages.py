@@ -5,7 +5,6 @@ ask for pages of 2 MiB: PyTorch's, of its tensors alone, and glibc's, of all tha
 process starts, so that each run has its own; each trains a few steps from the same weights on the same batches.
 
     python benchmarks/huge_pages.py --size mini
-    python benchmarks/huge_pages.py --size resnet50 --data ../imagenette
 
 writes benchmarks/results/huge_pages-SIZE.json: samples per second, the first step left out, the resident memory of the
 process at its peak, and whether all losses are equal to the bit.
@@ -25,7 +24,6 @@ import torch
 import tyro
 
 import bert_throughput
-import image_step
 from certificate import write_result
 from largebatch.recipes.optimizers import Lamb
 from largebatch.text.options import PrepareOptions
@@ -49,10 +47,8 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 class Options:
     """What to measure."""
 
-    size: Literal["demo", "mini", "base", "resnet9", "resnet50"] = "mini"
-    """A BERT of `bert_throughput.py` or a network of `image_step.py`, with their batches."""
-    data: str = ""
-    """Images, as `largebatch train` takes them, for a ResNet."""
+    size: Literal["demo", "mini", "base"] = "mini"
+    """A BERT of `bert_throughput.py`, with its batch."""
     rounds: int = 5
     """Turns of each way."""
     steps: int = 5
@@ -61,11 +57,6 @@ class Options:
 
 def make_run(options: Options, corpus: Path) -> Run[Any, Any]:
     """Return a run of a few steps."""
-    if options.size == "resnet9" or options.size == "resnet50":
-        side = 32 if options.size == "resnet9" else 96
-        return image_step.make_run(
-            image_step.Options(data=options.data, network=options.size, image_size=side, steps=options.steps)
-        )
     run = bert_throughput.make_run(bert_throughput.Options(size=options.size, steps=options.steps), corpus)
     return replace(run, optimizer=Lamb())
 
@@ -102,9 +93,7 @@ def main(options: Options) -> None:
     rounds: list[dict[str, dict[str, Any]]] = []
     with tempfile.TemporaryDirectory() as folder:
         corpus, target = Path(folder) / "corpus", Path(folder) / "found.json"
-        if options.size in bert_throughput.SIZES:
-            size = bert_throughput.SIZES[options.size]
-            prepare(PrepareOptions(vocabulary_size=size.vocabulary_size), corpus)
+        prepare(PrepareOptions(vocabulary_size=bert_throughput.SIZES[options.size].vocabulary_size), corpus)
         for number in range(options.rounds):
             turn: dict[str, dict[str, Any]] = {}
             first = number % len(WAYS)  # each way begins in turn

@@ -20,6 +20,13 @@ def check_at_least(record: object, **least: int) -> None:
             raise InputError(f"{name} is {value}, allowed is {lowest} or more")
 
 
+def check_positive(**given: float) -> None:
+    """Raise InputError unless the numbers are above 0 and finite; NaN is not."""
+    for name, value in given.items():
+        if not 0 < value < float("inf"):
+            raise InputError(f"{name} is {value}, allowed is more than 0 and finite")
+
+
 def check_dropout(record: object, *names: str) -> None:
     """Raise InputError unless the fields of a record are probabilities of dropping something and keeping the rest."""
     for name in names:

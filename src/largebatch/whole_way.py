@@ -16,7 +16,7 @@ import torch
 from largebatch.batch import samples_for_epochs, steps_for_samples
 from largebatch.bert.pretraining import BertPretraining
 from largebatch.bert.squad import WindowSizes, read_questions, spread
-from largebatch.errors import InputError, check_at_least
+from largebatch.errors import InputError, check_at_least, check_positive
 from largebatch.recipes.squad import squad
 from largebatch.text.shards import MANIFEST, read_manifest
 from largebatch.train.precision import chosen_precision
@@ -76,9 +76,7 @@ class WholeWay:
         if self.questions is None:
             return
         check_at_least(self, squad_seeds=1, squad_batch=1, squad_train_questions=1, squad_dev_questions=1)
-        for name, value in (("squad_epochs", self.squad_epochs), ("squad_lr", self.squad_lr)):
-            if not 0 < value < float("inf"):
-                raise InputError(f"{name} is {value}, allowed is more than 0 and finite")
+        check_positive(squad_epochs=self.squad_epochs, squad_lr=self.squad_lr)
         self._check_windows(run.task.max_position_embeddings)
         if self.squad_batch > MOST_SAMPLES:
             raise InputError(f"squad_batch is {self.squad_batch}, allowed is 1 to {MOST_SAMPLES}")

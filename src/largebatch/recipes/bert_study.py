@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from largebatch.bert.pretraining import BertPretraining
-from largebatch.errors import InputError
+from largebatch.errors import InputError, check_positive
 from largebatch.recipes.optimizers import Adamw, Lamb, Lars
 from largebatch.scaling import Rule, scale_lr
 from largebatch.schedules import Schedule
@@ -56,8 +56,7 @@ def bert_study(
     ):
         if value is not None and value < least:
             raise InputError(f"{name} is {value}, allowed is {least} or more")
-    if not 0 < lr_at_32 < float("inf"):
-        raise InputError(f"lr_at_32 is {lr_at_32}, allowed is more than 0 and finite")
+    check_positive(lr_at_32=lr_at_32)
     if not 0 <= warmup_share < 1:
         raise InputError(f"warmup_share is {warmup_share}, allowed is 0 or more and less than 1")
     sizes = [(batch, samples, length)]

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from largebatch.batch import steps_for_samples
-from largebatch.errors import InputError
+from largebatch.errors import InputError, check_positive
 from largebatch.gpt.causal import CausalLanguageModel
 from largebatch.recipes.optimizers import Adamw, Lamb
 from largebatch.scaling import scale_lr
@@ -69,8 +69,7 @@ def _gpt(
     for name, value in (("batch", batch), ("samples", samples), ("sequence_length", sequence_length)):
         if value < 1:
             raise InputError(f"{name} is {value}, allowed is 1 or more")
-    if not 0 < lr_at_32 < float("inf"):
-        raise InputError(f"lr_at_32 is {lr_at_32}, allowed is more than 0 and finite")
+    check_positive(lr_at_32=lr_at_32)
     steps = steps_for_samples(samples, batch)
     stage = Stage(
         name=f"length-{sequence_length}",
